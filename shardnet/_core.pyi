@@ -1,0 +1,99 @@
+"""The native core: shared memory of a lab, seen by the supervisor (Arena) and by a worker (Shard)."""
+
+from collections.abc import Sequence
+from typing import Final
+
+WORKERS: Final[int]  # slots for worker processes in an arena, 64
+PORTS: Final[int]  # port ids are 1 to PORTS - 1, 1024
+SWITCHES: Final[int]  # 64
+COUNTERS: Final[tuple[str, ...]]  # names of a port's counters, drops not among them
+DROP_CAUSES: Final[tuple[str, ...]]  # names of the reasons to drop, ingress first; egress ones begin with "tx_", and worker_died
+
+class Arena:
+    """The shared memory of a lab. Raises ValueError where the descriptor holds no arena of this version."""
+
+    def __init__(self, fd: int) -> None: ...
+    @staticmethod
+    def create(fd: int, lane_bytes: int = 4 << 20) -> Arena:
+        """Lay out a new arena in the empty shared memory object `fd`; `lane_bytes` is a power of two from 256 KiB to 64 MiB."""
+
+    def configure_switch(self, switch: int, *, hub: bool = False, age_s: int = 300, reserved: int = 0) -> None:
+        """`reserved`: a bit a group address 01-80-c2-00-00-0X that is forwarded; the others are dropped."""
+
+    def configure_port(
+        self,
+        port: int,
+        *,
+        worker: int,
+        switch: int,
+        up: bool = True,
+        access: int = 0,  # VLAN of an access port, 0: not an access port
+        trunk: Sequence[int] | None = None,  # VLANs of a trunk port, None: not a trunk port
+        native: int = 0,
+        isolated: bool = False,
+        max_macs: int = 0,
+        mtu: int = 0,
+    ) -> None: ...
+    def clear_port(self, port: int) -> None:
+        """Take the port out of the switch, its addresses out of the table, its counters to zero."""
+
+    def mirror(self, port: int, worker: int, on: bool) -> None:
+        """Copy what passes `port`, both ways, to the lane of `worker` (a capture)."""
+
+    def counters(self, port: int) -> dict[str, int]:
+        """All of COUNTERS, summed over workers, and `queued`."""
+
+    def drops(self, port: int) -> dict[str, int]:
+        """Frames dropped by cause, causes without a drop left out."""
+
+    def macs(self, port: int) -> int: ...
+    def port_worker(self, port: int) -> int | None: ...
+    def beat(self, worker: int) -> int:
+        """A number that the worker's loop changes at each turn; liveness is a change after its doorbell rang."""
+
+    def asleep(self, worker: int) -> bool: ...
+    def repair(self, worker: int) -> int:
+        """After the death of `worker` and before its successor: make its lanes consistent; returns frames lost, now booked as worker_died."""
+
+    def fdb(self, switch: int) -> list[tuple[str, int, int, int]]:
+        """(MAC, VLAN, port, age in seconds) for each live entry."""
+
+    def fdb_flush(self, switch: int, port: int = 0) -> int: ...
+    def lanes(self) -> list[tuple[int, int, int, int]]:
+        """(from, to, frames queued, frames refused for want of room) for each lane ever used."""
+
+class Shard:
+    """The loop of a worker: carries its ports' frames until something needs Python."""
+
+    def __init__(self, arena: Arena, worker: int, doorbells: Sequence[int]) -> None: ...
+    def add_tap(self, port: int, fds: Sequence[int]) -> None:
+        """Queues of a TAP opened with IFF_VNET_HDR, header of 10 bytes, non-blocking, offloads set; frames cross uncut."""
+
+    def add_stream(self, port: int, read_fd: int, write_fd: int, prefix: int = 4) -> None:
+        """Big-endian length of `prefix` bytes (2 or 4) and a frame; read_fd may equal write_fd. Ended by EOF, error or a bad length."""
+
+    def add_dgram(self, port: int, fd: int, remote: bytes | None = None, *, send_fd: int = -1, follow: bool = False, ignore: bytes | None = None) -> None:
+        """A frame a datagram (or a record of SOCK_SEQPACKET).
+
+        `remote`: a sockaddr to send to; None: the socket is connected. `send_fd`: a second socket for sending (multicast). `follow`: answer to
+        whoever sent last. `ignore`: a sockaddr whose datagrams are our own, come back.
+        """
+
+    def add_capture(self, fd: int, ports: Sequence[tuple[int, str]], snaplen: int) -> None:
+        """Write what arrives by mirroring to `fd` as pcapng, an interface a port."""
+
+    def remove(self, port: int) -> None:
+        """Stop carrying the port; its descriptors stay open and stay the caller's."""
+
+    def watch(self, fd: int) -> None:
+        """Return from run() with ("ready", fd, 0) while `fd` is readable (or has ended)."""
+
+    def unwatch(self, fd: int) -> None: ...
+    def run(self, timeout_s: float | None = None) -> list[tuple[str, int, int]]:
+        """Carry frames, without the GIL, until there is news: ("ready", fd, 0), ("ended", port, errno or 0 at EOF); [] at the time-out.
+
+        A descriptor that ended has been removed from the loop already. Raises InterruptedError when a signal came (after Python's handlers ran).
+        """
+
+    def capture_counts(self) -> tuple[int, int]:
+        """Frames written and frames lost by the capture of this worker."""
