@@ -8,6 +8,7 @@ eth0, eth1 and so on, in that order. An http server serves /srv on every address
 import functools
 import itertools
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -40,7 +41,21 @@ class Guest:
     def start(self) -> None:
         """Boot; returns at once. The first command waits for the guest to be up."""
         self.console = self.directory / f"guest{self.number}.console"
-        options = ["setpriv", "--pdeathsig", "KILL", QEMU, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-M", "pc", "-accel", "tcg"]
+        options = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            QEMU,
+            "-no-user-config",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-M",
+            "pc",
+            "-accel",
+            "tcg",
+        ]
         options += ["-m", str(self.memory), "-kernel", str(KERNEL / "vmlinuz"), "-initrd", str(_archive())]
         options += ["-append", COMMAND_LINE, "-serial", f"file:{self.console}", "-serial", "stdio"]
         for nic, netdev in enumerate(self.netdevs):
@@ -104,7 +119,9 @@ class Guest:
             try:
                 deadline.readable(self.qemu.stdout.fileno(), what, max(0, end - time.monotonic()))
             except AssertionError as late:
-                raise AssertionError(f"guest {self.number}: {what}: no answer within {within:g} s{self._trouble(output)}") from late
+                raise AssertionError(
+                    f"guest {self.number}: {what}: no answer within {within:g} s{self._trouble(output)}"
+                ) from late
             data = os.read(self.qemu.stdout.fileno(), 65536)
             assert data, f"guest {self.number}: {what}: QEMU ended{self._trouble(output)}"
             output += data
@@ -119,9 +136,7 @@ class Guest:
 
 def lacking() -> str | None:
     """Why guests cannot run here, or None."""
-    from shutil import which
-
-    if not which(QEMU):
+    if not shutil.which(QEMU):
         return f"no {QEMU} (Debian: qemu-system-x86)"
     if not BUSYBOX.exists():
         return f"no {BUSYBOX} (Debian: busybox-static)"
