@@ -5,7 +5,7 @@ import itertools
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 numbers = itertools.count(1)
 
@@ -62,6 +62,19 @@ class Namespace:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
         _ip("netns", "delete", self.name)
+
+
+@contextlib.contextmanager
+def making() -> Iterator[Callable[[str], Namespace]]:
+    """Make namespaces by calling what this gives; they are gone after the block."""
+    with contextlib.ExitStack() as stack:
+
+        def make(word: str) -> Namespace:
+            made = Namespace(word)
+            stack.callback(made.close)
+            return made
+
+        yield make
 
 
 def _ip(*words: str) -> str:

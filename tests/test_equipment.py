@@ -35,6 +35,7 @@ def test_a_namespace_is_gone_with_its_processes():
     one = namespaces.Namespace("one")
     assert one.links() == {"lo"}
     with one.running("sleep", "1000") as sleeping:
+        until(lambda: "sleep" in one.run("cat", f"/proc/{sleeping.pid}/comm"), "sleep running")
         one.close()
         assert sleeping.wait(10) == -signal.SIGKILL
     assert one.name not in os.listdir("/run/netns")
