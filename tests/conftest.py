@@ -59,7 +59,7 @@ def _forbid_skip(report):
 
 
 @pytest.fixture
-def namespace() -> Iterator[Callable[[str], namespaces.Namespace]]:
+def namespace() -> Iterator[Callable[..., namespaces.Namespace]]:
     """Make network namespaces: `left = namespace("left")`."""
     if reason := lacking("root"):
         pytest.skip(reason)

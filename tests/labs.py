@@ -27,7 +27,7 @@ class Lab:
         # Short, since the name of a unix socket has 107 characters and pytest's own directories take most of them.
         self.directory = Path(tempfile.mkdtemp(prefix="sn"))
         self.environment = {**os.environ, "SHARDNET_RUN_DIR": str(self.directory), "SHARDNET_LAB": self.name}
-        self.before = _left_behind()
+        self.before = left_behind()
         self.log = tempfile.TemporaryFile(dir=self.directory)
         try:
             self.start()
@@ -122,7 +122,7 @@ class Lab:
         """Wait until no process, interface, shared memory or socket of the lab is there any more."""
         for pid in self.processes():
             deadline.ended(pid, f"the end of process {pid}: {_title(pid)}", within)
-        left = _left_behind() - self.before
+        left = left_behind() - self.before
         assert not left, f"left behind: {', '.join(sorted(left))}"
         sockets = [path.name for path in self.run_dir.glob("**/*") if path.is_socket()]
         assert not sockets, f"left behind in the run directory: {', '.join(sockets)}"
@@ -185,7 +185,7 @@ def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
         return probe.getsockname()[1]
 
 
-def _left_behind() -> set[str]:
+def left_behind() -> set[str]:
     """What a lab could leave on this host."""
     shared = {f"/dev/shm/{path.name}" for path in Path("/dev/shm").iterdir()}
     return shared | {f"interface {path.name}" for path in Path("/sys/class/net").iterdir()}

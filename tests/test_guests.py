@@ -78,12 +78,46 @@ WAYS_THAT_COME_BACK = [
     "socket-udp",
 ]
 
-TAP = """
+# Mixed with TAPs: one on a switch with a port of each guest, one on an access port where a guest has a trunk.
+MIXED = """
 [tap host]
 ifname = host
 netns = {netns}
 address = 10.0.100.9/24
-switch = tap
+switch = mixed
+
+[stream mixed-1]
+server = on
+addr.type = unix
+addr.path = mixed1.sock
+switch = mixed
+
+[stream mixed-2]
+server = on
+addr.type = unix
+addr.path = mixed2.sock
+switch = mixed
+
+[tap office]
+ifname = office
+netns = {netns}
+address = 10.0.110.9/24
+switch = floor
+vlan = 10
+
+[stream trunk-1]
+server = on
+addr.type = unix
+addr.path = trunk1.sock
+switch = floor
+trunk = 10,20
+
+[stream trunk-2]
+server = on
+addr.type = unix
+addr.path = trunk2.sock
+switch = floor
+trunk = 20
 """
 
 
@@ -132,49 +166,73 @@ def world(tmp_path_factory):
     plan = Plan(WAYS, directory)
     with namespaces.making() as make, labs.starting(directory) as start, guests.booting(directory) as boot:
         host = make("host")
-        text = plan.lab() + TAP.format(netns=host.name)
-        text += "".join(
-            f"[stream tap-{n}]\nserver = on\naddr.type = unix\naddr.path = tap{n}.sock\nswitch = tap\n" for n in (1, 2)
-        )
-        lab = start(text)
+        lab = start(plan.lab() + MIXED.format(netns=host.name))
         pair = []
         for n in (1, 2):
             netdevs = plan.netdevs(n, lab.run_dir)
-            netdevs.append(f"stream,server=off,addr.type=unix,addr.path={lab.run_dir}/tap{n}.sock")
+            netdevs += [
+                f"stream,server=off,addr.type=unix,addr.path={lab.run_dir}/{word}{n}.sock"
+                for word in ("mixed", "trunk")
+            ]
             pair.append(boot(netdevs))
         for n, guest in enumerate(pair, 1):
             plan.address(guest, n)
             guest.address(len(plan.ways), f"10.0.100.{n}/24")
-        lab.until_up(*plan.names(), "host", "tap-1", "tap-2")
-        yield plan, lab, pair, [guest.fill("file", 20) for guest in pair], host
+        lab.until_up(*plan.names(), "host", "mixed-1", "mixed-2", "office", "trunk-1", "trunk-2")
+        for guest in pair:
+            guest.fill("file", 20)
+        yield plan, lab, pair, host
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_guests_ping_and_exchange_20_mb_each_way_through(world, way):
-    plan, lab, (one, two), (ours, theirs), _ = world
+    plan, lab, (one, two), _ = world
     nic = plan.ways.index(way)
     one.ping(f"10.0.{nic}.2", count=10)
-    assert one.fetch(f"http://10.0.{nic}.2/file") == theirs
-    assert two.fetch(f"http://10.0.{nic}.1/file") == ours
+    assert one.fetch(f"http://10.0.{nic}.2/file") == two.sums["file"]
+    assert two.fetch(f"http://10.0.{nic}.1/file") == one.sums["file"]
     for n in (1, 2):
         counters = lab.counters(f"{way}-{n}")
         assert counters["rx_bytes"] > 20_000_000
         assert counters["tx_bytes"] > 20_000_000
 
 
+def exchange(guest, guest_address, host, host_address, directory):
+    """20 MB each way between a guest and a namespace, whole."""
+    file = directory / "file"
+    file.write_bytes(os.urandom(20_000_000))
+    with host.running("busybox", "httpd", "-f", "-p", f"{host_address}:80", "-h", str(directory)):
+        deadline.until(lambda: ":80 " in host.run("ss", "-Hltn"), "httpd listening")
+        assert guest.fetch(f"http://{host_address}/file") == hashlib.sha256(file.read_bytes()).hexdigest()
+    host.run("busybox", "wget", "-q", "-O", str(directory / "got"), f"http://{guest_address}/file")
+    assert hashlib.sha256((directory / "got").read_bytes()).hexdigest() == guest.sums["file"]
+    assert guest.run("awk '/^Tcp:/ {errors = $NF} END {print errors}' /proc/net/snmp").strip() == "0"
+
+
 def test_a_guest_and_a_tap_exchange_20_mb_each_way(world, tmp_path):
     """The TAP's side sends super-frames with partial checksums: the guest's port cuts and completes them."""
-    plan, lab, (one, _), (ours, _), host = world
-    file = tmp_path / "file"
-    file.write_bytes(os.urandom(20_000_000))
+    _, lab, (one, two), host = world
+    two.ping("10.0.100.9", count=3)
     one.ping("10.0.100.9", count=10)
-    with host.running("busybox", "httpd", "-f", "-p", "80", "-h", str(tmp_path)):
-        deadline.until(lambda: ":80 " in host.run("ss", "-Hltn"), "httpd listening")
-        assert one.fetch("http://10.0.100.9/file") == hashlib.sha256(file.read_bytes()).hexdigest()
-    host.run("busybox", "wget", "-q", "-O", str(tmp_path / "got"), "http://10.0.100.1/file")
-    assert hashlib.sha256((tmp_path / "got").read_bytes()).hexdigest() == ours
+    exchange(one, "10.0.100.1", host, "10.0.100.9", tmp_path)
     assert lab.counters("host")["rx_super"] > 100
-    assert one.run("cat /proc/net/snmp | awk '/^Tcp:/ {errors = $NF} END {print errors}'").strip() == "0"
+
+
+def test_a_guest_on_a_trunk_and_a_tap_in_one_vlan_of_it_exchange_20_mb_each_way(world, tmp_path):
+    """Super-frames of an access port are tagged, then cut; VLAN 20 of the same trunks does not see them."""
+    plan, _, (one, two), host = world
+    nic = len(plan.ways) + 1
+    for guest, vlan in ((one, 10), (one, 20), (two, 10), (two, 20)):
+        guest.run(
+            f"ip link set eth{nic} up && ip link add link eth{nic} name v{vlan} type vlan id {vlan} && ip link set v{vlan} up"
+        )
+    one.run("ip address add 10.0.110.1/24 dev v10 && ip address add 10.0.120.1/24 dev v20")
+    two.run("ip address add 10.0.110.2/24 dev v10 && ip address add 10.0.120.2/24 dev v20")
+    one.ping("10.0.110.9", count=10)
+    one.ping("10.0.120.2", count=10)
+    exchange(one, "10.0.110.1", host, "10.0.110.9", tmp_path)
+    two.run("! ping -c 1 -W 1 10.0.110.9")
+    two.run("! ping -c 1 -W 1 10.0.110.1")
 
 
 def test_ports_come_back_when_shardnet_or_qemu_restarts(lab, guest, tmp_path):
@@ -193,7 +251,7 @@ def test_ports_come_back_when_shardnet_or_qemu_restarts(lab, guest, tmp_path):
 
 
 def test_a_guest_that_connects_is_served_again_after_qemu_restarts(world):
-    plan, lab, (one, two), _, _ = world
+    plan, lab, (one, two), _ = world
     two.restart()
     plan.address(two, 2)
     lab.until_up(*plan.names())

@@ -34,6 +34,7 @@ class Guest:
         self.netdevs = list(netdevs)
         self.directory = directory
         self.memory = memory
+        self.sums: dict[str, str] = {}  # of the files that it serves
         self.start()
 
     def mac(self, nic: int) -> str:
@@ -95,7 +96,8 @@ class Guest:
     def fill(self, name: str, megabytes: int) -> str:
         """Make a file of random bytes that others can fetch; returns its sha256."""
         said = self.run(f"head -c {megabytes}m /dev/urandom >/srv/{name} && sha256sum </srv/{name}", within=60)
-        return said.split()[0]
+        self.sums[name] = said.split()[0]
+        return self.sums[name]
 
     def fetch(self, url: str, within: float = 120) -> str:
         """Fetch a file from another guest's or host's http server; returns the sha256 of what came."""
