@@ -1,1 +1,3 @@
 //! The per-frame core of shardnet.
+
+pub mod frame;
