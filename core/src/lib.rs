@@ -1,3 +1,4 @@
 //! The per-frame core of shardnet.
 
 pub mod frame;
+pub mod offload;
