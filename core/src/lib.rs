@@ -1,1 +1,4 @@
 //! The per-frame core of shardnet.
+
+pub mod frame;
+pub mod offload;
