@@ -14,7 +14,7 @@ from shardnet import options
 
 COMMENT = (";", "#")
 HEADER = re.compile(r"\[([^\[\]]*)\]")
-BINARY = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+BINARY = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclasses.dataclass

@@ -6,67 +6,96 @@ import inspect
 import pathlib
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from shardnet import options
 
-WIDTH = 80
+WIDTH = 100
 INDENT = " " * 6
 WORDS = {bool: "on | off", int: "NUMBER", str: "TEXT", pathlib.Path: "PATH"}
 
 
+class Entry(NamedTuple):
+    """What the manual says of an option: how it is written, its default as a lab file has it ("": none), its help."""
+
+    key: str
+    value: str
+    default: str
+    required: bool
+    help: str
+
+
 def page(kind: ModuleType) -> str:
     """Write the manual of a kind for a terminal."""
-    common = options.common(kind.Options)
-    entries = dict(_entries(kind.Options))
-    refused = [_entry(key, why) for key, why in getattr(kind, "REFUSED", {}).items()]
-    parts = [inspect.cleandoc(kind.__doc__ or "")]
-    for title, found in (
-        ("Options:", [entry for name, entry in entries.items() if name not in common]),
-        ("Options of every port:", [entry for name, entry in entries.items() if name in common]),
-        ("Options of QEMU's that cannot work here:", refused),
-    ):
-        if found:
-            parts.append("\n".join([title, *found]))
+    every = options.common(kind.Options)
+    found = entries(kind)
+    own = [entry for entry in found if entry.key not in every]
+    common = [entry for entry in found if entry.key in every]
+    refused = [Entry(key, "", "", False, why) for key, why in getattr(kind, "REFUSED", {}).items()]
+    parts = [
+        inspect.cleandoc(kind.__doc__ or ""),
+        *_titled("Options:", own),
+        *_titled("Options of every port:", common),
+        *_titled("Options of QEMU's that cannot work here:", refused),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
-def _entries(declaration: type) -> Iterator[tuple[str, str]]:
-    hints = typing.get_type_hints(declaration)
-    comments = _comments(declaration)
-    for field in options.declared(declaration):
-        note = "required" if options.required(field) else _default(field)
-        head = f"{options.key_of(field)} = {_syntax(field, hints[field.name])}"
-        yield field.name, _entry(head + (f"  ({note})" if note else ""), comments.get(field.name, ""))
+def summary(kind: ModuleType) -> str:
+    """What a kind is, in the words after the colon of its module's first line."""
+    first = inspect.cleandoc(kind.__doc__ or "").partition("\n")[0]
+    return (first.partition(": ")[2] or first).removesuffix(".")
 
 
-def _entry(head: str, text: str) -> str:
-    return "\n".join(["  " + head, *textwrap.wrap(text, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)])
+def entries(kind: ModuleType) -> list[Entry]:
+    """Every option of a kind, its own ones first."""
+    hints = typing.get_type_hints(kind.Options)
+    comments = _comments(kind.Options)
+    return [
+        Entry(
+            options.key_of(field),
+            _syntax(field, hints[field.name]),
+            _default(field),
+            options.required(field),
+            comments.get(field.name, ""),
+        )
+        for field in options.declared(kind.Options)
+    ]
+
+
+def _titled(title: str, found: Iterable[Entry]) -> list[str]:
+    rows = [row for entry in found for row in _rows(entry)]
+    return ["\n".join([title, *rows])] if rows else []
+
+
+def _rows(entry: Entry) -> list[str]:
+    head = f"  {entry.key} = {entry.value}" if entry.value else f"  {entry.key}"
+    if entry.required:
+        head += "  (required)"
+    elif entry.default:
+        head += f"  (default {entry.default})"
+    return [head, *textwrap.wrap(entry.help, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)]
 
 
 def _syntax(field: dataclasses.Field[Any], hint: Any) -> str:
-    hint, lines = options.bare(hint), ""
-    if options.repeated(hint):
-        hint, lines = typing.get_args(hint)[0], ", one a line"
     if read := field.metadata.get("read"):
-        return (read.__doc__ or "TEXT").strip().splitlines()[0] + lines
-    if typing.get_origin(hint) is Literal:
-        return " | ".join(typing.get_args(hint)) + lines
-    return WORDS[hint] + lines
+        return str(read.__doc__ or "TEXT").strip().partition("\n")[0]
+    lines = ", one a line" if options.repeated(field, hint) else ""
+    hint = typing.get_args(hint)[0] if lines else options.bare(hint)
+    return (" | ".join(typing.get_args(hint)) if typing.get_origin(hint) is Literal else WORDS[hint]) + lines
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    """The default as a lab file would have it, nothing where it cannot be written there."""
     default, read = field.default, field.metadata.get("read")
     if isinstance(default, bool):
-        return "default on" if default else "default off"
-    if default is None or isinstance(default, tuple) or default == "":
+        return "on" if default else "off"
+    if default is options.MISSING or default is None or isinstance(default, tuple):
         return ""
     try:
-        return f"default {default}" if read is None or read(str(default)) == default else ""
-    except ValueError:
+        return str(default) if read is None or read(str(default)) == default else ""
+    except ValueError:  # no text stands for it
         return ""
 
 

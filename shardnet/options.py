@@ -9,7 +9,8 @@ field is a mistake, and so is a field without a default that no key sets. A fiel
     T | None            as T; None is for the default only
     tuple[T, ...]       a key that may be repeated: one value a line
 
-`option(read=...)` reads in the type's stead: a function from a text of one line to the value, ValueError says why not.
+`option(read=...)` reads in the type's stead: a function from the text to the value; ValueError says why not, and the
+first line of its docstring tells the manual how the value is written.
 
 Beside `Options` a module may have `REFUSED`, keys of QEMU's that cannot work outside QEMU with the reason, and
 `check(options)`, which yields (key, why) for mistakes that take several keys to see.
@@ -52,10 +53,7 @@ class Wrong(ValueError):
 
 
 def option(default: Any = MISSING, *, key: str | None = None, read: Callable[[str], Any] | None = None) -> Any:
-    """Declare a field of `Options`: `key` is its name in the lab file where that is no Python name (`addr.type`).
-
-    The first line of `read.__doc__` tells the manual how the value is written.
-    """
+    """Declare a field of `Options`; `key` is its name in the lab file where that is no Python name (`addr.type`)."""
     return dataclasses.field(default=default, metadata={"key": key, "read": read})
 
 
@@ -213,12 +211,12 @@ def required(field: dataclasses.Field[Any]) -> bool:
 def several(kind: Any) -> set[str]:
     """The keys of a kind that take one value a line."""
     hints = typing.get_type_hints(kind.Options)
-    return {key_of(field) for field in declared(kind.Options) if repeated(hints[field.name])}
+    return {key_of(field) for field in declared(kind.Options) if repeated(field, hints[field.name])}
 
 
-def repeated(hint: Any) -> bool:
+def repeated(field: dataclasses.Field[Any], hint: Any) -> bool:
     """Whether an option annotated so takes one value a line."""
-    return typing.get_origin(bare(hint)) is tuple
+    return typing.get_origin(bare(hint)) is tuple and not field.metadata.get("read")
 
 
 def bare(hint: Any) -> Any:
@@ -261,7 +259,7 @@ def _value(field: dataclasses.Field[Any], hint: Any, text: str) -> Any:
     if not lines:
         raise _Unread("", "no value")
     hint = bare(hint)
-    if repeated(hint):
+    if repeated(field, hint):
         element = typing.get_args(hint)[0]
         return tuple(_line(field, element, line) for line in lines)
     if len(lines) > 1:
