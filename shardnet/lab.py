@@ -27,7 +27,7 @@ from shardnet import ini, kinds, options, switch
 FILE_MAX = 1 << 20
 PORTS_MAX = 1023  # ids 1 to 1023 of an arena
 SWITCHES_MAX = 64
-SHARDS_MAX = 64
+SHARDS_MAX = 60  # of the 64 workers of an arena; the others are left for captures
 LANE_MIN, LANE_MAX = 256 << 10, 64 << 20
 
 
@@ -140,8 +140,8 @@ def ports(text: str, where: str = "text") -> tuple[Section, ...]:
 
 def extended(lab: Lab, more: Sequence[Section], where: str = "text") -> Lab:
     """The lab with more ports; raises Wrong where a name is taken or the lab is full."""
-    mistakes = _together(lab.switches, (*lab.ports, *more), where)
-    if mistakes:
+    present = [dataclasses.replace(port, line=0) for port in lab.ports]  # their lines are of another text
+    if mistakes := list(_together(lab.switches, [*present, *more], where)):
         raise Wrong(mistakes)
     return dataclasses.replace(lab, ports=(*lab.ports, *more))
 
@@ -274,27 +274,27 @@ def _said(mistake: options.Mistake) -> str:
 
 
 def _together(switches: Mapping[str, Section], ports: Sequence[Section], where: str) -> Iterator[Mistake]:
-    """Find what is wrong with ports that are each right alone."""
+    """Find what is wrong with sections that are each right alone."""
     names: dict[str, Section] = {}
-    used = set(switches)
-    shards: set[str] = set()
-    for number, port in enumerate(ports, 1):
+    for port in ports:
         first = names.setdefault(port.name, port)
         if first is not port and port.name:
             line = f" on line {first.line}" if first.line else ""
             yield _mistake(where, port.line, f"{port} has the name of {first}{line}")
-        if number == PORTS_MAX + 1:
-            yield _mistake(where, port.line, f"{port} one port too many (a lab has at most {PORTS_MAX})")
-        if not isinstance(port.options, options.PortOptions):
-            continue
-        for names_used, name, most, what in (
-            (used, port.options.switch, SWITCHES_MAX, "switch"),
-            (shards, port.options.shard, SHARDS_MAX, "shard"),
-        ):
-            if name and name not in names_used:
-                names_used.add(name)
-                if len(names_used) == most + 1:
-                    yield _mistake(where, port.line, f"{port} {what} = {name}: one too many (a lab has at most {most})")
+    if len(ports) > PORTS_MAX:
+        port = ports[PORTS_MAX]
+        yield _mistake(where, port.line, f"{port} one port too many (a lab has at most {PORTS_MAX})")
+    if len(switches) > SWITCHES_MAX:
+        one = list(switches.values())[SWITCHES_MAX]
+        yield _mistake(where, one.line, f"{one} one switch too many (a lab has at most {SWITCHES_MAX})")
+        return
+    for key, used, most in (("switch", set(switches), SWITCHES_MAX), ("shard", set(), SHARDS_MAX)):
+        for port in ports:
+            word = getattr(port.options, key, None)
+            if word and word not in used:
+                used.add(word)
+                if len(used) == most + 1:
+                    yield _mistake(where, port.line, f"{port} {key} = {word}: one too many (a lab has at most {most})")
 
 
 def _title(kind: str, name: str) -> str | None:
