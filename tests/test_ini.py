@@ -1,10 +1,12 @@
 """INI text, split into sections that remember their lines."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardnet import ini
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 
 WORD = st.text("abc.-_XYZ019", min_size=1, max_size=8)
 VALUE = st.text("abc =[];#,:é/", min_size=1, max_size=12).map(str.strip).filter(bool)
@@ -58,6 +60,7 @@ def test_every_mistake_of_the_form_is_found_with_its_line(text, mistakes):
     assert ini.read(text)[1] == mistakes
 
 
+@PATIENT
 @given(JUNK)
 def test_no_text_whatever_raises(text):
     sections, _ = ini.read(text)
@@ -68,6 +71,7 @@ def test_no_text_whatever_raises(text):
             assert [line for line in value.split("\n") if line] == [line for _, line in section.lines[key] if line]
 
 
+@PATIENT
 @given(st.dictionaries(WORD, LINES, max_size=5))
 def test_what_is_written_is_read_again(values):
     [section], mistakes = ini.read(ini.write("tap a", values))

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardnet import manual, options
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 
 
 def double(text: str) -> int:
@@ -141,11 +143,13 @@ def test_a_native_vlan_alone_makes_a_trunk_of_all():
     assert list(read(native="5").tagged or ()) == list(range(1, 4095))
 
 
+@PATIENT
 @given(st.sets(st.integers(1, 4094), min_size=1, max_size=60))
 def test_ranges_are_read_as_they_are_written(numbers):
     assert set(options.vlans(options.ranges(sorted(numbers)))) == numbers
 
 
+@PATIENT
 @given(
     st.dictionaries(st.sampled_from(["addr.type", "tries", "ports", "trunk", "up", "mtu", "x"]), st.text(max_size=20))
 )
