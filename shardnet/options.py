@@ -6,9 +6,11 @@ field is a mistake, and so is a field without a default that no key sets. A fiel
     bool                on or off, as QEMU writes them
     int, str, Path      as they stand
     Literal["a", "b"]   one of these words
-    tuple[T, ...]       a key that may be repeated: one value a line
     T | None            as T; None is for the default only
-    anything else       `option(read=...)`: a function from the whole text to the value, ValueError says why not
+    tuple[T, ...]       a key that may be repeated: one value a line
+
+`option(read=...)` reads in the type's stead: a function from the text to the value; ValueError says why not, and the
+first line of its docstring tells the manual how the value is written.
 
 Beside `Options` a module may have `REFUSED`, keys of QEMU's that cannot work outside QEMU with the reason, and
 `check(options)`, which yields (key, why) for mistakes that take several keys to see.
@@ -19,7 +21,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,7 +33,7 @@ WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18}|0[xX][0-9a-fA-F]{1,16})")
 
 
 class Mistake(NamedTuple):
-    """What is wrong with one key of a section; `value` is the text at fault, None where the text is not to blame."""
+    """What is wrong with one key of a section; `value` is the text at fault, None where no text is."""
 
     key: str
     why: str
@@ -39,7 +41,7 @@ class Mistake(NamedTuple):
 
     def __str__(self) -> str:
         where = self.key if self.value is None else f"{self.key} = {self.value}"
-        return f"{shown(where)}: {self.why}"
+        return f"{shown(where)}: {self.why}" if where else self.why
 
 
 class Wrong(ValueError):
@@ -51,10 +53,7 @@ class Wrong(ValueError):
 
 
 def option(default: Any = MISSING, *, key: str | None = None, read: Callable[[str], Any] | None = None) -> Any:
-    """Declare a field of `Options`: `key` is its name in the lab file where that is no Python name (`addr.type`).
-
-    The first line of `read.__doc__` tells the manual how the value is written.
-    """
+    """Declare a field of `Options`; `key` is its name in the lab file where that is no Python name (`addr.type`)."""
     return dataclasses.field(default=default, metadata={"key": key, "read": read})
 
 
@@ -74,7 +73,7 @@ def between(low: int, high: int) -> Callable[[str], int]:
 def name(text: str) -> str:
     """NAME"""
     if not NAME.fullmatch(text):
-        raise ValueError("no name (a letter or digit, then letters, digits, . _ -, at most 32 in all)")
+        raise ValueError("no name (letters, digits, . _ - after a letter or digit, at most 32)")
     return text
 
 
@@ -111,7 +110,7 @@ class PortOptions:
     # Makes an access port: untagged on the wire, in this VLAN on the switch.
     vlan: int | None = option(None, read=between(1, VLAN_MAX))
     # Makes a trunk port: carries these VLANs, tagged on the wire.
-    trunk: tuple[int, ...] | None = option(None, read=vlans)
+    trunk: Sequence[int] | None = option(None, read=vlans)
     # The VLAN of a trunk's untagged frames; without it they are dropped. Without trunk it means trunk = all.
     native: int | None = option(None, read=between(1, VLAN_MAX))
     # The largest packet (without Ethernet header and VLAN tag) that the port carries.
@@ -126,7 +125,7 @@ class PortOptions:
     max_macs: int = option(0, read=between(0, 1 << 18))
 
     @property
-    def tagged(self) -> tuple[int, ...] | None:
+    def tagged(self) -> Sequence[int] | None:
         """The VLANs that pass with a tag; None where the port is no trunk."""
         if self.trunk is None and self.native is not None:
             return vlans("all")
@@ -146,7 +145,7 @@ class PortOptions:
 ARENA_KEYS = frozenset({"switch", "vlan", "trunk", "native", "mtu", "up", "isolated", "max_macs"})
 
 
-def ranges(numbers: tuple[int, ...]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """Write sorted VLANs as `vlans` reads them."""
     if len(numbers) == VLAN_MAX:
         return "all"
@@ -162,8 +161,8 @@ def ranges(numbers: tuple[int, ...]) -> str:
 def read(kind: Any, given: Mapping[str, str]) -> Any:
     """Build `kind.Options` from the texts of one section; raises Wrong with every mistake in it."""
     fields = {key_of(field): field for field in declared(kind.Options)}
-    refused: Mapping[str, str] = getattr(kind, "REFUSED", {})
     hints = typing.get_type_hints(kind.Options)
+    refused: Mapping[str, str] = getattr(kind, "REFUSED", {})
     values: dict[str, Any] = {}
     mistakes: list[Mistake] = []
     for key, text in given.items():
@@ -171,33 +170,32 @@ def read(kind: Any, given: Mapping[str, str]) -> Any:
             mistakes.append(Mistake(key, refused[key]))
         elif key not in fields:
             mistakes.append(Mistake(key, "unknown option" + meant(key, fields)))
-        elif not text:
-            mistakes.append(Mistake(key, "no value"))
         else:
             field = fields[key]
             try:
                 values[field.name] = _value(field, hints[field.name], text)
-            except Unread as unread:
-                mistakes.append(Mistake(key, unread.why, unread.text))
-    for key, field in fields.items():
-        if required(field) and key not in given:
-            mistakes.append(Mistake(key, "missing, and it has no default"))
+            except _Unread as unread:
+                mistakes.append(Mistake(key, unread.why, unread.text or None))
+    mistakes += [Mistake(key, "missing") for key, field in fields.items() if required(field) and key not in given]
     if mistakes:
         raise Wrong(mistakes)
     options = kind.Options(**values)
-    for key, why in (*_common(options), *getattr(kind, "check", lambda _: ())(options)):
-        mistakes.append(Mistake(key, why, given.get(key)))
-    if mistakes:
-        raise Wrong(mistakes)
+    check = getattr(kind, "check", None)
+    found = [*_at_odds(options), *(check(options) if check else ())]
+    if found:
+        raise Wrong(Mistake(key, why, given.get(key)) for key, why in found)
     return options
 
 
-def declared(options: type) -> tuple[dataclasses.Field[Any], ...]:
-    """The fields of an `Options` that a lab file may set, its own ones first, then those it inherits."""
-    inherited = {field.name for field in dataclasses.fields(PortOptions)} if options is not PortOptions else set()
-    if not issubclass(options, PortOptions):
-        inherited = set()
-    return tuple(sorted((f for f in dataclasses.fields(options) if f.init), key=lambda f: f.name in inherited))
+def declared(options: type) -> list[dataclasses.Field[Any]]:
+    """The fields of an `Options` that a lab file may set: its own first, then those that every port has."""
+    every = common(options)
+    return sorted((field for field in dataclasses.fields(options) if field.init), key=lambda field: field.name in every)
+
+
+def common(options: type) -> set[str]:
+    """The names of the fields that an `Options` has from `PortOptions`."""
+    return {field.name for field in dataclasses.fields(PortOptions)} if issubclass(options, PortOptions) else set()
 
 
 def key_of(field: dataclasses.Field[Any]) -> str:
@@ -206,70 +204,78 @@ def key_of(field: dataclasses.Field[Any]) -> str:
 
 
 def required(field: dataclasses.Field[Any]) -> bool:
-    """True for a field that has no default."""
+    """Whether a section must set this field."""
     return field.default is MISSING and field.default_factory is MISSING
+
+
+def several(kind: Any) -> set[str]:
+    """The keys of a kind that take one value a line."""
+    hints = typing.get_type_hints(kind.Options)
+    return {key_of(field) for field in declared(kind.Options) if repeated(field, hints[field.name])}
+
+
+def repeated(field: dataclasses.Field[Any], hint: Any) -> bool:
+    """Whether an option annotated so takes one value a line."""
+    return typing.get_origin(bare(hint)) is tuple and not field.metadata.get("read")
+
+
+def bare(hint: Any) -> Any:
+    """What an option annotated `T | None` is read as: T."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = (arm for arm in typing.get_args(hint) if arm is not types.NoneType)
+    return hint
 
 
 def meant(word: str, known: Iterable[str]) -> str:
     """Write ` (did you mean "WORD"?)` for the known word nearest to this one, nothing where none is near."""
-    near = difflib.get_close_matches(word[:64], list(known), 1)
+    near = difflib.get_close_matches(word[:64], known, 1)
     return f' (did you mean "{near[0]}"?)' if near else ""
 
 
 def shown(text: str) -> str:
-    """Write a text of the user's so that it fits a message: one line, printable, not endless."""
+    """Write a text of the user's so that it fits a message: printable, in one line, not endless."""
     text = text if len(text) <= 100 else text[:99] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-class Unread(ValueError):
-    """A text that is no value of its field."""
+class _Unread(Exception):
+    """A text that is no value of its option."""
 
     def __init__(self, text: str, why: str) -> None:
+        super().__init__(text, why)
         self.text, self.why = text, why
-        super().__init__(f"{text}: {why}")
 
 
-def _common(options: Any) -> Iterator[tuple[str, str]]:
+def _at_odds(options: Any) -> Iterator[tuple[str, str]]:
     if not isinstance(options, PortOptions) or options.vlan is None:
         return
     for key in ("trunk", "native"):
         if getattr(options, key) is not None:
-            yield key, f"a port with vlan = {options.vlan} is an access port, it cannot be a trunk too"
+            yield key, f"vlan = {options.vlan} makes an access port, which is no trunk"
 
 
 def _value(field: dataclasses.Field[Any], hint: Any, text: str) -> Any:
-    """Read one key's text by its `read` function or else by its type."""
+    lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
+    if not lines:
+        raise _Unread("", "no value")
     hint = bare(hint)
+    if repeated(field, hint):
+        element = typing.get_args(hint)[0]
+        return tuple(_line(field, element, line) for line in lines)
+    if len(lines) > 1:
+        raise _Unread(lines[1], f"a second value, beside {shown(lines[0])}")
+    return _line(field, hint, lines[0])
+
+
+def _line(field: dataclasses.Field[Any], hint: Any, text: str) -> Any:
     by_hand = field.metadata.get("read")
-    if by_hand is None and typing.get_origin(hint) is tuple:
-        element = bare(typing.get_args(hint)[0])
-        lines = [line.strip() for line in text.splitlines()]
-        return tuple(_one(lambda line: by_type(element, line), line) for line in lines if line)
-    return _one(by_hand or (lambda whole: by_type(hint, whole)), text)
-
-
-def _one(read_text: Callable[[str], Any], text: str) -> Any:
-    if "\n" in text:
-        first, second = text.split("\n")[:2]
-        raise Unread(second.strip(), f"a second value, after {shown(first)}")
     try:
-        return read_text(text)
+        return by_hand(text) if by_hand else _by_type(hint, text)
     except ValueError as why:
-        raise Unread(text, str(why)) from None
+        raise _Unread(text, str(why)) from None
 
 
-def bare(hint: Any) -> Any:
-    """The type that reads the text of an option annotated `T | None`, or with a NewType of T: T."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        (hint,) = (arm for arm in typing.get_args(hint) if arm is not type(None))
-    while isinstance(hint, typing.NewType):
-        hint = hint.__supertype__
-    return hint
-
-
-def by_type(hint: Any, text: str) -> Any:
-    """Read a text as its type says."""
+def _by_type(hint: Any, text: str) -> Any:
     if hint is bool:
         if text not in BOOL:
             raise ValueError("neither on nor off")
@@ -283,7 +289,7 @@ def by_type(hint: Any, text: str) -> Any:
         if text not in words:
             raise ValueError(f"not one of {', '.join(words)}" + meant(text, words))
         return text
-    raise TypeError(f"no way to read a {hint} (give option() a read function)")
+    raise TypeError(f"an option of type {hint} needs a read function")
 
 
 def _whole(text: str) -> int:
