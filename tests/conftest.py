@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import desk as desks
 import guest as guests
 import labs
 import namespaces
@@ -72,6 +73,14 @@ def namespace() -> Iterator[Callable[[str], namespaces.Namespace]]:
             return made
 
         yield make
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[desks.Desk]:
+    """A worker in miniature: `port = desk.add(stream, server="on", ...)`, driven by the test itself."""
+    made = desks.Desk(tmp_path)
+    yield made
+    made.close()
 
 
 @pytest.fixture
