@@ -51,7 +51,7 @@ def dial(path):
         ({}, "addr.type: missing"),
         ({"addr.type": "fd"}, "addr.type = fd: a worker inherits no descriptors; give addr.type = unix or inet"),
         (
-            {"addr.type": "fd", "addr.str": "3"},
+            {"addr.type": "unix", "addr.path": "a", "addr.str": "3"},
             "addr.str: a worker inherits no descriptors; give addr.type = unix or inet",
         ),
         ({"addr.type": "unix"}, "addr.path: missing, and addr.type = unix needs it"),
