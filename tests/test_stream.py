@@ -1,5 +1,6 @@
 """[stream NAME], against Python's sockets and socat: both sides of a connection, and what ends one."""
 
+import gc
 import os
 import socket
 import subprocess
@@ -154,6 +155,7 @@ def test_a_second_client_waits_until_the_first_has_left(desk, wire, tmp_path):
 
 def test_a_thousand_clients_that_leave_in_the_middle_of_a_frame_leave_nothing_behind(desk, tmp_path):
     place = unix_server(desk)
+    gc.collect()  # what earlier tests have dropped
     open_before = len(os.listdir("/proc/self/fd"))
     for _ in range(1000):
         with socket.socket(socket.AF_UNIX) as far:
@@ -161,7 +163,7 @@ def test_a_thousand_clients_that_leave_in_the_middle_of_a_frame_leave_nothing_be
             far.sendall(b"\0\0\x05\xdc" + bytes(100))
             desk.until(lambda: place.up)
         desk.until(lambda: not place.up)
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before
 
 
 def test_the_listening_socket_survives_the_death_of_its_worker(desk, wire, tmp_path):
