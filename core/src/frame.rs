@@ -47,10 +47,7 @@ pub struct Tag {
 
 impl Tag {
     pub fn from_tci(tci: u16) -> Tag {
-        Tag {
-            vid: tci & 0x0fff,
-            pcp_dei: (tci >> 12) as u8,
-        }
+        Tag { vid: tci & 0x0fff, pcp_dei: (tci >> 12) as u8 }
     }
 
     pub fn tci(self) -> u16 {
@@ -101,22 +98,14 @@ pub struct Transport {
 
 /// Find the transport header of an IPv4 or IPv6 packet that is no fragment.
 pub fn transport(frame: &[u8]) -> Option<Transport> {
-    let Payload {
-        offset: network,
-        ethertype,
-    } = payload(frame)?;
+    let Payload { offset: network, ethertype } = payload(frame)?;
     let version = frame.get(network)? >> 4;
     let (offset, protocol) = match (ethertype, version) {
         (IPV4, 4) => past_ipv4(frame, network)?,
         (IPV6, 6) => past_ipv6(frame, network)?,
         _ => return None,
     };
-    Some(Transport {
-        version,
-        network,
-        offset,
-        protocol,
-    })
+    Some(Transport { version, network, offset, protocol })
 }
 
 /// RFC 791, section 3.1.
@@ -151,9 +140,7 @@ fn past_ipv6(frame: &[u8], network: usize) -> Option<(usize, u8)> {
 /// Addresses and ports of TCP and UDP; addresses alone for the rest of IP and for fragments; MACs for anything else, runts 0. Not keyed: it
 /// spreads a load, and who makes collisions slows his own flows.
 pub fn flow_hash(frame: &[u8]) -> u32 {
-    let Some((one, other)) =
-        ip_addresses(frame).or_else(|| Some((source(frame)?, destination(frame)?)))
-    else {
+    let Some((one, other)) = ip_addresses(frame).or_else(|| Some((source(frame)?, destination(frame)?))) else {
         return 0;
     };
     let (one_port, other_port) = ports(frame).unwrap_or_default();
@@ -166,19 +153,14 @@ fn ip_addresses(frame: &[u8]) -> Option<(u64, u64)> {
     let Payload { offset, ethertype } = payload(frame)?;
     let long = |at| Some(mix(be64(frame, at)?) ^ be64(frame, at + 8)?);
     match ethertype {
-        IPV4 => Some((
-            be32(frame, offset + 12)?.into(),
-            be32(frame, offset + 16)?.into(),
-        )),
+        IPV4 => Some((be32(frame, offset + 12)?.into(), be32(frame, offset + 16)?.into())),
         IPV6 => Some((long(offset + 8)?, long(offset + 24)?)),
         _ => None,
     }
 }
 
 fn ports(frame: &[u8]) -> Option<(u16, u16)> {
-    let Transport {
-        offset, protocol, ..
-    } = transport(frame)?;
+    let Transport { offset, protocol, .. } = transport(frame)?;
     if protocol != TCP && protocol != UDP {
         return None;
     }
@@ -195,30 +177,17 @@ fn mix(mut x: u64) -> u64 {
 
 fn mac(frame: &[u8], at: usize) -> Option<u64> {
     let bytes = frame.get(at..at + 6)?;
-    Some(
-        bytes
-            .iter()
-            .fold(0, |mac, &byte| mac << 8 | u64::from(byte)),
-    )
+    Some(bytes.iter().fold(0, |mac, &byte| mac << 8 | u64::from(byte)))
 }
 
 pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes
-        .get(at..)?
-        .first_chunk()
-        .map(|word| u16::from_be_bytes(*word))
+    bytes.get(at..)?.first_chunk().map(|word| u16::from_be_bytes(*word))
 }
 
 pub(crate) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..)?
-        .first_chunk()
-        .map(|word| u32::from_be_bytes(*word))
+    bytes.get(at..)?.first_chunk().map(|word| u32::from_be_bytes(*word))
 }
 
 fn be64(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes
-        .get(at..)?
-        .first_chunk()
-        .map(|word| u64::from_be_bytes(*word))
+    bytes.get(at..)?.first_chunk().map(|word| u64::from_be_bytes(*word))
 }

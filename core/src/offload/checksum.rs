@@ -18,26 +18,17 @@ impl Sum {
         let word = sum(bytes);
         // After an odd number of bytes, high and low halves have changed places (RFC 1071, section 2 (A) and (B)).
         let word = if self.odd { word.swap_bytes() } else { word };
-        Sum {
-            total: self.total + u64::from(word),
-            odd: self.odd ^ (bytes.len() % 2 == 1),
-        }
+        Sum { total: self.total + u64::from(word), odd: self.odd ^ (bytes.len() % 2 == 1) }
     }
 
     /// Add a number of 16 bits that lies at an even offset.
     pub fn word(self, word: u16) -> Sum {
-        Sum {
-            total: self.total + u64::from(word),
-            ..self
-        }
+        Sum { total: self.total + u64::from(word), ..self }
     }
 
     /// Add a number of 32 bits that lies at an even offset.
     pub fn long(self, long: u32) -> Sum {
-        Sum {
-            total: self.total + u64::from(long),
-            ..self
-        }
+        Sum { total: self.total + u64::from(long), ..self }
     }
 
     pub fn fold(self) -> u16 {

@@ -93,12 +93,7 @@ impl VnetHeader {
     pub fn write(&self, bytes: &mut [u8; LEN]) {
         bytes[0] = self.flags;
         bytes[1] = self.gso_type;
-        for (at, word) in [
-            (2, self.hdr_len),
-            (4, self.gso_size),
-            (6, self.csum_start),
-            (8, self.csum_offset),
-        ] {
+        for (at, word) in [(2, self.hdr_len), (4, self.gso_size), (6, self.csum_start), (8, self.csum_offset)] {
             bytes[at..at + 2].copy_from_slice(&word.to_le_bytes());
         }
     }
@@ -177,13 +172,12 @@ fn plan(header: &VnetHeader, top: &[u8], length: usize) -> Result<Plan, Bad> {
 
 /// Find the headers and the payload of a super-frame.
 fn cut(header: &VnetHeader, top: &[u8], length: usize) -> Result<Cut, Bad> {
-    let (version, protocol, checksum, segments_max) =
-        match (header.gso_type & !GSO_ECN, header.gso_type & GSO_ECN) {
-            (GSO_TCPV4, _) => (Some(4), frame::TCP, TCP_CHECKSUM, TCP_SEGMENTS_MAX),
-            (GSO_TCPV6, _) => (Some(6), frame::TCP, TCP_CHECKSUM, TCP_SEGMENTS_MAX),
-            (GSO_UDP_L4, 0) => (None, frame::UDP, UDP_CHECKSUM, UDP_SEGMENTS_MAX),
-            _ => return Err(Bad::Kind),
-        };
+    let (version, protocol, checksum, segments_max) = match (header.gso_type & !GSO_ECN, header.gso_type & GSO_ECN) {
+        (GSO_TCPV4, _) => (Some(4), frame::TCP, TCP_CHECKSUM, TCP_SEGMENTS_MAX),
+        (GSO_TCPV6, _) => (Some(6), frame::TCP, TCP_CHECKSUM, TCP_SEGMENTS_MAX),
+        (GSO_UDP_L4, 0) => (None, frame::UDP, UDP_CHECKSUM, UDP_SEGMENTS_MAX),
+        _ => return Err(Bad::Kind),
+    };
     let ip = frame::transport(top).ok_or(Bad::Headers)?;
     if ip.protocol != protocol || version.is_some_and(|version| version != ip.version) {
         return Err(Bad::Headers);
@@ -202,18 +196,10 @@ fn cut(header: &VnetHeader, top: &[u8], length: usize) -> Result<Cut, Bad> {
     }
     let size = usize::from(header.gso_size);
     let packet_max = payload - ip.network + size.min(end - payload);
-    if size == 0
-        || (end - payload).div_ceil(size) > segments_max
-        || packet_max > usize::from(u16::MAX)
-    {
+    if size == 0 || (end - payload).div_ceil(size) > segments_max || packet_max > usize::from(u16::MAX) {
         return Err(Bad::Size);
     }
-    Ok(Cut {
-        ip,
-        payload,
-        end,
-        size,
-    })
+    Ok(Cut { ip, payload, end, size })
 }
 
 /// Where the IP packet of a super-frame ends; what follows is padding.

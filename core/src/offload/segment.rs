@@ -24,12 +24,7 @@ pub(super) struct Cut {
 ///
 /// Takes any frame that `check` accepts: one that is whole already and one that lacks its checksum come out as one. `emit` gets headers that live in
 /// `scratch` until it returns, and payload that is a slice of `frame`.
-pub fn segment(
-    header: &VnetHeader,
-    frame: &[u8],
-    scratch: &mut Scratch,
-    emit: &mut impl FnMut(&[u8], &[u8]),
-) -> Result<usize, Bad> {
+pub fn segment(header: &VnetHeader, frame: &[u8], scratch: &mut Scratch, emit: &mut impl FnMut(&[u8], &[u8])) -> Result<usize, Bad> {
     // The plan is made from the copy: another process may still write the original.
     let top = &mut scratch[..frame.len().min(HEADERS_MAX)];
     top.copy_from_slice(&frame[..top.len()]);
@@ -40,10 +35,7 @@ pub fn segment(
         }
         Plan::Checksum { start, field } => {
             let (headers, payload) = (&mut top[..field + 2], &frame[field + 2..]);
-            let checksum = Sum::default()
-                .bytes(&headers[start..])
-                .bytes(payload)
-                .checksum();
+            let checksum = Sum::default().bytes(&headers[start..]).bytes(payload).checksum();
             put(headers, field, never_zero(checksum));
             emit(headers, payload);
             Ok(1)
@@ -56,12 +48,7 @@ pub fn segment(
 }
 
 impl Cut {
-    fn emit(
-        &self,
-        headers: &mut [u8],
-        payload: &[u8],
-        emit: &mut impl FnMut(&[u8], &[u8]),
-    ) -> usize {
+    fn emit(&self, headers: &mut [u8], payload: &[u8], emit: &mut impl FnMut(&[u8], &[u8])) -> usize {
         let network = Network::take(headers, &self.ip);
         let transport = Segments::take(headers, &self.ip, payload.len());
         let mut at = 0;
@@ -97,11 +84,7 @@ impl Network {
         put(headers, at + 2, 0);
         put(headers, at + 4, 0);
         put(headers, at + 10, 0);
-        Network::V4 {
-            at,
-            id,
-            rest: Sum::default().bytes(&headers[at..ip.offset]),
-        }
+        Network::V4 { at, id, rest: Sum::default().bytes(&headers[at..ip.offset]) }
     }
 
     fn put(&self, headers: &mut [u8], index: usize, payload: usize) {
@@ -132,9 +115,7 @@ impl Segments {
         let at = ip.offset;
         // The pseudo-header of the super-frame came in the checksum field. Its length goes out by adding the complement.
         let length = (headers.len() - at + payload) as u32;
-        let without = Sum::default()
-            .word(!(length as u16))
-            .word(!((length >> 16) as u16));
+        let without = Sum::default().word(!(length as u16)).word(!((length >> 16) as u16));
         let tcp = if ip.protocol == frame::UDP {
             put(headers, at + 4, 0);
             None
@@ -145,11 +126,7 @@ impl Segments {
             put(headers, at + 12, 0);
             Some((sequence, flags))
         };
-        Segments {
-            at,
-            rest: without.bytes(&headers[at..]),
-            tcp,
-        }
+        Segments { at, rest: without.bytes(&headers[at..]), tcp }
     }
 
     fn put(&self, headers: &mut [u8], offset: usize, payload: &[u8], is_last: bool) {
@@ -171,10 +148,6 @@ impl Segments {
         }
         headers[at + 4..at + 8].copy_from_slice(&sequence.to_be_bytes());
         put(headers, at + 12, flags);
-        put(
-            headers,
-            at + 16,
-            never_zero(sum.long(sequence).word(flags).checksum()),
-        );
+        put(headers, at + 16, never_zero(sum.long(sequence).word(flags).checksum()));
     }
 }

@@ -19,29 +19,17 @@ fn linux_cuts_and_sums_to_the_same_bytes() {
         let header = VnetHeader::read(&bytes(golden.header).try_into().unwrap());
         let frame = bytes(golden.frame);
         let mut segments = Vec::new();
-        offload::segment(
-            &header,
-            &frame,
-            &mut [0; HEADERS_MAX],
-            &mut |headers, payload| {
-                segments.push([headers, payload].concat());
-            },
-        )
+        offload::segment(&header, &frame, &mut [0; HEADERS_MAX], &mut |headers, payload| {
+            segments.push([headers, payload].concat());
+        })
         .unwrap();
-        let expected: Vec<Vec<u8>> = golden
-            .segments
-            .iter()
-            .map(|segment| bytes(segment))
-            .collect();
+        let expected: Vec<Vec<u8>> = golden.segments.iter().map(|segment| bytes(segment)).collect();
         assert_eq!(segments, expected, "{}", golden.name);
     }
 }
 
 fn bytes(hex: &str) -> Vec<u8> {
-    (0..hex.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
-        .collect()
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
 }
 
 const GOLDEN: &[Golden] = &[

@@ -107,10 +107,7 @@ fn harmless(header: &VnetHeader, frame: &[u8]) {
         assert_eq!(completed, frame, "a refused frame is left alone");
     }
     for segment in segments.iter().flatten() {
-        assert_eq!(
-            segment[..14.min(segment.len())],
-            frame[..14.min(frame.len())]
-        );
+        assert_eq!(segment[..14.min(segment.len())], frame[..14.min(frame.len())]);
     }
     assert!(segments.map_or(0, |segments| segments.len()) <= 2048);
 }

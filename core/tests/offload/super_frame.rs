@@ -34,21 +34,11 @@ impl Super {
     }
 
     pub fn transport(&self) -> usize {
-        self.network()
-            + if self.ipv6 {
-                40 + 8 * self.extra
-            } else {
-                20 + 4 * self.extra
-            }
+        self.network() + if self.ipv6 { 40 + 8 * self.extra } else { 20 + 4 * self.extra }
     }
 
     pub fn headers(&self) -> usize {
-        self.transport()
-            + if self.udp {
-                8
-            } else {
-                20 + 4 * self.tcp_options
-            }
+        self.transport() + if self.udp { 8 } else { 20 + 4 * self.tcp_options }
     }
 
     fn protocol(&self) -> u8 {
@@ -57,11 +47,7 @@ impl Super {
 
     pub fn pseudo_header(&self, frame: &[u8]) -> Vec<u8> {
         let ip = &frame[self.network()..];
-        let mut pseudo = if self.ipv6 {
-            ip[8..40].to_vec()
-        } else {
-            ip[12..20].to_vec()
-        };
+        let mut pseudo = if self.ipv6 { ip[8..40].to_vec() } else { ip[12..20].to_vec() };
         pseudo.extend(((frame.len() - self.transport()) as u32).to_be_bytes());
         pseudo.extend([0, 0, 0, self.protocol()]);
         pseudo
@@ -79,37 +65,13 @@ impl Super {
             frame.extend([if self.extra > 0 { 60 } else { self.protocol() }, 64]);
             frame.extend((0..32).map(|byte| byte * 7 + 1));
             for left in (0..self.extra).rev() {
-                frame.extend([
-                    if left > 0 { 60 } else { self.protocol() },
-                    0,
-                    1,
-                    4,
-                    0,
-                    0,
-                    0,
-                    0,
-                ]);
+                frame.extend([if left > 0 { 60 } else { self.protocol() }, 0, 1, 4, 0, 0, 0, 0]);
             }
         } else {
             frame.extend([0x08, 0x00, 0x45 + self.extra as u8, 0]);
             frame.extend(((20 + 4 * self.extra + transport_length) as u16).to_be_bytes());
             frame.extend(self.id.to_be_bytes());
-            frame.extend([
-                0x40,
-                0,
-                64,
-                self.protocol(),
-                0,
-                0,
-                10,
-                0,
-                2,
-                2,
-                10,
-                0,
-                2,
-                15,
-            ]);
+            frame.extend([0x40, 0, 64, self.protocol(), 0, 0, 10, 0, 2, 2, 10, 0, 2, 15]);
             frame.extend(vec![1; 4 * self.extra]);
         }
         frame.extend([0x13, 0x88, 0xc0, 0x01]);
@@ -159,23 +121,13 @@ impl Super {
                 assert_eq!(usize::from(word(network + 2)), segment.len() - network);
                 assert_eq!(word(network + 4), self.id.wrapping_add(index as u16));
                 let ip_end = network + 20 + 4 * self.extra;
-                assert_eq!(
-                    plain_sum(&segment[network..ip_end]),
-                    0xffff,
-                    "IPv4 header checksum"
-                );
+                assert_eq!(plain_sum(&segment[network..ip_end]), 0xffff, "IPv4 header checksum");
             }
             let mut summed = self.pseudo_header(segment);
             summed.extend(&segment[transport..]);
-            assert_eq!(
-                plain_sum(&summed),
-                0xffff,
-                "transport checksum of segment {index}"
-            );
+            assert_eq!(plain_sum(&summed), 0xffff, "transport checksum of segment {index}");
             let mut expected = original[..headers].to_vec();
-            let mut same = |at: usize, length: usize| {
-                expected[at..at + length].copy_from_slice(&segment[at..at + length])
-            };
+            let mut same = |at: usize, length: usize| expected[at..at + length].copy_from_slice(&segment[at..at + length]);
             if self.ipv6 {
                 same(network + 4, 2);
             } else {
@@ -184,31 +136,22 @@ impl Super {
             }
             if self.udp {
                 assert_eq!(usize::from(word(transport + 4)), segment.len() - transport);
-                assert_ne!(
-                    word(transport + 6),
-                    0,
-                    "a UDP checksum of 0 says there is none"
-                );
+                assert_ne!(word(transport + 6), 0, "a UDP checksum of 0 says there is none");
                 same(transport + 4, 4);
             } else {
-                let sequence =
-                    u32::from_be_bytes(segment[transport + 4..transport + 8].try_into().unwrap());
+                let sequence = u32::from_be_bytes(segment[transport + 4..transport + 8].try_into().unwrap());
                 assert_eq!(sequence, self.sequence.wrapping_add(payload.len() as u32));
                 let mut flags = self.flags;
                 flags &= if index == 0 { 0xffff } else { !0x80 };
                 flags &= if is_last { 0xffff } else { !0x09 };
-                assert_eq!(
-                    word(transport + 12) & 0x0fff,
-                    flags,
-                    "flags of segment {index}"
-                );
+                assert_eq!(word(transport + 12) & 0x0fff, flags, "flags of segment {index}");
                 same(transport + 4, 4);
                 same(transport + 12, 2);
                 same(transport + 16, 2);
             }
             assert_eq!(segment[..headers], expected, "what is not rewritten stays");
             let size = segment.len() - headers;
-            assert!(is_last && size <= self.gso_size.into() || size == self.gso_size.into());
+            assert!(is_last && size <= usize::from(self.gso_size) || size == usize::from(self.gso_size));
             payload.extend(&segment[headers..]);
         }
         assert_eq!(payload, self.payload);
@@ -217,14 +160,9 @@ impl Super {
 
 pub fn cut(header: &VnetHeader, frame: &[u8]) -> Result<Vec<Vec<u8>>, Bad> {
     let mut segments = Vec::new();
-    let count = offload::segment(
-        header,
-        frame,
-        &mut [0xaa; HEADERS_MAX],
-        &mut |headers, payload| {
-            segments.push([headers, payload].concat());
-        },
-    )?;
+    let count = offload::segment(header, frame, &mut [0xaa; HEADERS_MAX], &mut |headers, payload| {
+        segments.push([headers, payload].concat());
+    })?;
     assert_eq!(count, segments.len());
     Ok(segments)
 }
