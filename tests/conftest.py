@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import desk as desks
 import guest as guests
 import labs
 import namespaces
@@ -65,6 +66,14 @@ def namespace() -> Iterator[Callable[..., namespaces.Namespace]]:
         pytest.skip(reason)
     with namespaces.making() as make:
         yield make
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[desks.Desk]:
+    """A worker in miniature: `port = desk.add(stream, server="on", ...)`, driven by the test itself."""
+    made = desks.Desk(tmp_path)
+    yield made
+    made.close()
 
 
 @pytest.fixture
