@@ -64,7 +64,7 @@ def hub(netdev, tmp_path):
 
 @pytest.mark.needs(QEMU)
 @pytest.mark.parametrize(
-    ("kind", "given"), ways(), ids=lambda value: value if isinstance(value, str) else "-".join(value.values())
+    ("kind", "given"), list(ways()), ids=lambda value: value if isinstance(value, str) else "-".join(value.values())
 )
 def test_a_qemu_attaches_and_after_its_end_another_one(desk, wire, tmp_path, kind, given):
     said = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout
