@@ -7,7 +7,9 @@ WORKERS: Final[int]  # slots for worker processes in an arena, 64
 PORTS: Final[int]  # port ids are 1 to PORTS - 1, 1024
 SWITCHES: Final[int]  # 64
 COUNTERS: Final[tuple[str, ...]]  # names of a port's counters, drops not among them
-DROP_CAUSES: Final[tuple[str, ...]]  # names of the reasons to drop, ingress first; egress ones begin with "tx_", and worker_died
+DROP_CAUSES: Final[
+    tuple[str, ...]
+]  # names of the reasons to drop, ingress first; egress ones begin with "tx_", and worker_died
 
 class Arena:
     """The shared memory of a lab. Raises ValueError where the descriptor holds no arena of this version."""
@@ -75,7 +77,16 @@ class Shard:
     def add_stream(self, port: int, read_fd: int, write_fd: int, prefix: int = 4) -> None:
         """Big-endian length of `prefix` bytes (2 or 4) and a frame; read_fd may equal write_fd. Ended by EOF, error or a bad length."""
 
-    def add_dgram(self, port: int, fd: int, remote: bytes | None = None, *, send_fd: int = -1, follow: bool = False, ignore: bytes | None = None) -> None:
+    def add_dgram(
+        self,
+        port: int,
+        fd: int,
+        remote: bytes | None = None,
+        *,
+        send_fd: int = -1,
+        follow: bool = False,
+        ignore: bytes | None = None,
+    ) -> None:
         """A frame a datagram (or a record of SOCK_SEQPACKET).
 
         `remote`: a sockaddr to send to; None: the socket is connected. `send_fd`: a second socket for sending (multicast). `follow`: answer to
