@@ -77,6 +77,14 @@ def desk(tmp_path: Path) -> Iterator[desks.Desk]:
 
 
 @pytest.fixture
+def wire(desk: desks.Desk) -> Iterator[desks.Wire]:
+    """The far end of a second port on the desk's switch."""
+    made = desks.Wire(desk)
+    yield made
+    made.socket.close()
+
+
+@pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Callable[..., labs.Lab]]:
     """Start labs: `running = lab(text)`; each is stopped at the end, and that it leaves nothing behind is part of the test."""
     with labs.starting(tmp_path) as start:
