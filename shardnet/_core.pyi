@@ -43,7 +43,7 @@ class Arena:
         """Copy what passes `port`, both ways, to the lane of `worker` (a capture)."""
 
     def counters(self, port: int) -> dict[str, int]:
-        """All of COUNTERS, summed over workers, and `queued`."""
+        """All of COUNTERS, summed over workers; rx_frames, rx_drops, tx_drops and worker_died beside them."""
 
     def drops(self, port: int) -> dict[str, int]:
         """Frames dropped by cause, causes without a drop left out."""
@@ -54,6 +54,9 @@ class Arena:
         """A number that the worker's loop changes at each turn; liveness is a change after its doorbell rang."""
 
     def asleep(self, worker: int) -> bool: ...
+    def faults(self, worker: int) -> int:
+        """Times that `worker` was caught breaking the protocol of a lane; a worker that does is to be killed."""
+
     def repair(self, worker: int) -> int:
         """After the death of `worker` and before its successor: make its lanes consistent; returns frames lost, now booked as worker_died."""
 
@@ -93,6 +96,9 @@ class Shard:
     def add_capture(self, fd: int, ports: Sequence[tuple[int, str]], snaplen: int) -> None:
         """Write what arrives by mirroring to `fd` as pcapng, an interface a port."""
 
+    def lend(self, port: int, fd: int) -> None:
+        """Write to another worker's TAP through `fd` directly, while nothing of ours waits in the lane to that worker; `remove` ends it."""
+
     def remove(self, port: int) -> None:
         """Stop carrying the port; its descriptors stay open and stay the caller's."""
 
@@ -108,3 +114,9 @@ class Shard:
 
     def capture_counts(self) -> tuple[int, int]:
         """Frames written and frames lost by the capture of this worker."""
+
+def drop_privileges() -> None:
+    """Give up all capabilities and the right to gain any, leave no core, die with the parent (SIGKILL)."""
+
+def process_title(text: str) -> None:
+    """Name this process in ps and top; 15 bytes are kept."""
