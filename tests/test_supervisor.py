@@ -188,6 +188,7 @@ def test_descriptors_and_processes_are_as_before_after_twenty_kills(demo: Lab) -
         return len(os.listdir(f"/proc/{demo.program.pid}/fd")), len(demo.pids())
 
     with shardnet.connect("demo") as lab:
+        lab.status()  # our own connection is accepted by now
         before = held()
         for _ in range(20):
             pid = worker("vm1")
