@@ -7,7 +7,9 @@ WORKERS: Final[int]  # slots for worker processes in an arena, 64
 PORTS: Final[int]  # port ids are 1 to PORTS - 1, 1024
 SWITCHES: Final[int]  # 64
 COUNTERS: Final[tuple[str, ...]]  # names of a port's counters, drops not among them
-DROP_CAUSES: Final[tuple[str, ...]]  # names of the reasons to drop, ingress first; egress ones begin with "tx_", and worker_died
+DROP_CAUSES: Final[
+    tuple[str, ...]
+]  # names of the reasons to drop, ingress first; egress ones begin with "tx_", and worker_died
 
 class Arena:
     """The shared memory of a lab. Raises ValueError where the descriptor holds no arena of this version."""
@@ -41,7 +43,7 @@ class Arena:
         """Copy what passes `port`, both ways, to the lane of `worker` (a capture)."""
 
     def counters(self, port: int) -> dict[str, int]:
-        """All of COUNTERS, summed over workers, and `queued`."""
+        """All of COUNTERS, summed over workers; rx_frames, rx_drops, tx_drops and worker_died beside them."""
 
     def drops(self, port: int) -> dict[str, int]:
         """Frames dropped by cause, causes without a drop left out."""
@@ -52,6 +54,9 @@ class Arena:
         """A number that the worker's loop changes at each turn; liveness is a change after its doorbell rang."""
 
     def asleep(self, worker: int) -> bool: ...
+    def faults(self, worker: int) -> int:
+        """Times that `worker` was caught breaking the protocol of a lane; a worker that does is to be killed."""
+
     def repair(self, worker: int) -> int:
         """After the death of `worker` and before its successor: make its lanes consistent; returns frames lost, now booked as worker_died."""
 
@@ -72,7 +77,16 @@ class Shard:
     def add_stream(self, port: int, read_fd: int, write_fd: int, prefix: int = 4) -> None:
         """Big-endian length of `prefix` bytes (2 or 4) and a frame; read_fd may equal write_fd. Ended by EOF, error or a bad length."""
 
-    def add_dgram(self, port: int, fd: int, remote: bytes | None = None, *, send_fd: int = -1, follow: bool = False, ignore: bytes | None = None) -> None:
+    def add_dgram(
+        self,
+        port: int,
+        fd: int,
+        remote: bytes | None = None,
+        *,
+        send_fd: int = -1,
+        follow: bool = False,
+        ignore: bytes | None = None,
+    ) -> None:
         """A frame a datagram (or a record of SOCK_SEQPACKET).
 
         `remote`: a sockaddr to send to; None: the socket is connected. `send_fd`: a second socket for sending (multicast). `follow`: answer to
@@ -81,6 +95,9 @@ class Shard:
 
     def add_capture(self, fd: int, ports: Sequence[tuple[int, str]], snaplen: int) -> None:
         """Write what arrives by mirroring to `fd` as pcapng, an interface a port."""
+
+    def lend(self, port: int, fd: int) -> None:
+        """Write to another worker's TAP through `fd` directly, while nothing of ours waits in the lane to that worker; `remove` ends it."""
 
     def remove(self, port: int) -> None:
         """Stop carrying the port; its descriptors stay open and stay the caller's."""
@@ -97,3 +114,9 @@ class Shard:
 
     def capture_counts(self) -> tuple[int, int]:
         """Frames written and frames lost by the capture of this worker."""
+
+def drop_privileges() -> None:
+    """Give up all capabilities and the right to gain any, leave no core, die with the parent (SIGKILL)."""
+
+def process_title(text: str) -> None:
+    """Name this process in ps and top; 15 bytes are kept."""

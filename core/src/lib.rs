@@ -1,1 +1,39 @@
 //! The per-frame core of shardnet.
+//!
+//! ```text
+//!   python (PyO3, thin) -> shard (a worker's loop) -> port/* (engines), switch -> arena, lane, table, frame, offload -> sys
+//! ```
+//!
+//! Only towards the right. Everything but `python` builds and is tested without Python.
+
+pub mod frame;
+pub mod offload;
+
+pub mod bell;
+pub mod index;
+mod sync;
+
+#[cfg(not(loom))]
+pub mod arena;
+#[cfg(not(loom))]
+pub mod lane;
+#[cfg(not(loom))]
+pub mod port;
+#[cfg(not(loom))]
+pub mod ports;
+#[cfg(not(loom))]
+pub mod repair;
+#[cfg(not(loom))]
+pub mod shard;
+#[cfg(not(loom))]
+pub mod switch;
+#[cfg(not(loom))]
+pub mod sys;
+#[cfg(not(loom))]
+pub mod table;
+#[cfg(not(loom))]
+#[doc(hidden)]
+pub mod testing;
+
+#[cfg(all(feature = "python", not(loom)))]
+mod python;

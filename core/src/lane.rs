@@ -1,0 +1,324 @@
+//! A lane: the one-way ring of records from one worker to another.
+//!
+//! ```text
+//!   0      4      8     10     12     14     16         26
+//!   | len  | stamp| from | to   | vlan | kind | virtio-net | frame ...  | to a multiple of 8
+//! ```
+//!
+//! The data is mapped twice in a row, so a record never wraps. A producer *claims* room, has the kernel read a frame
+//! straight into it, and *commits*, or lets the claim go by doing nothing. A consumer *peeks* at a record, has the
+//! kernel write it straight out, *takes* it, and *releases* what it took at the end of its batch.
+//!
+//! A lane begins small and grows while it is empty, once it refused a record: what is hot at once stays in a core's
+//! caches, and a lab of idle lanes takes no memory. A record's fields are copied once and checked; the bytes of a
+//! frame are never seen as a slice, since the far side may change them at any time.
+
+use std::io;
+use std::ptr;
+use std::sync::atomic::Ordering;
+
+use crate::arena::{Arena, LANE_LEAST};
+use crate::index::{Control, Fault, Head, Tail};
+use crate::ports::{Port, Worker};
+use crate::sys::{self, Mapping};
+
+/// Bytes of a record before its virtio-net header.
+pub const RECORD_HEADER: usize = 16;
+/// Bytes of a record before its frame.
+pub const HEADROOM: usize = 26;
+pub const VNET_LEN: usize = 10;
+pub const FRAME_LEAST: usize = 14;
+/// A super-frame: 65,535 bytes of IP behind an Ethernet header and two tags, and some air.
+pub const FRAME_MOST: usize = 65_562;
+/// Room that a frame of any length needs.
+pub const CLAIM: u64 = size(FRAME_MOST);
+
+const fn size(frame: usize) -> u64 {
+    ((HEADROOM + frame + 7) & !7) as u64
+}
+
+/// What a record says beside its frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Label {
+    pub len: u32,
+    /// Low 32 bits of the time in microseconds, on a mirrored frame.
+    pub stamp: u32,
+    pub from: Port,
+    /// The port it is for, or NOBODY: every port of the switch and VLAN.
+    pub to: Port,
+    /// The VLAN it is in (12 bits), and TAGGED where the frame carries the tag.
+    pub vlan: u16,
+    pub kind: u16,
+}
+
+pub const TAGGED: u16 = 0x8000;
+
+/// `kind` of a record: a frame to forward, or the copy of one that came in or went out.
+pub const FORWARD: u16 = 0;
+pub const MIRROR_IN: u16 = 1;
+pub const MIRROR_OUT: u16 = 2;
+
+struct Window {
+    arena: &'static Arena,
+    from: Worker,
+    to: Worker,
+    map: Option<Mapping>,
+}
+
+impl Window {
+    fn control(&self) -> &Control {
+        self.arena.control(self.from, self.to)
+    }
+
+    fn open(&mut self, capacity: u64) -> io::Result<()> {
+        self.map = None;
+        let map = Mapping::twice(self.arena.fd(), self.arena.data_offset(self.from, self.to), capacity as usize)?;
+        map.populate();
+        self.map = Some(map);
+        Ok(())
+    }
+
+    /// Where `position` lies. The record behind it lies in the window as a whole, for no record is longer than the ring.
+    fn at(&self, position: u64, capacity: u64) -> *mut u8 {
+        let map = self.map.as_ref().expect("a lane is mapped before a position in it is asked for");
+        debug_assert_eq!(map.len() as u64, 2 * capacity);
+        // SAFETY: the remainder is below the capacity, and the mapping is twice as long.
+        unsafe { map.start().add((position & (capacity - 1)) as usize) }
+    }
+}
+
+pub struct Producer {
+    window: Window,
+    tail: Tail,
+    grow: bool,
+    refused: u64,
+}
+
+impl Producer {
+    /// The lane's sending end; one process at a time. Takes no memory before the first claim.
+    pub fn new(arena: &'static Arena, from: Worker, to: Worker) -> Producer {
+        let control = arena.control(from, to);
+        let refused = control.producer_notes.refused.load(Ordering::Relaxed);
+        let tail = Tail::resume(control);
+        Producer { window: Window { arena, from, to, map: None }, tail, grow: false, refused }
+    }
+
+    /// Room for any frame; the frame goes to `HEADROOM` behind the pointer, the virtio-net header to `RECORD_HEADER`.
+    ///
+    /// None where the lane is full, or where there is no memory for it (`Err`). A claim that is not committed is
+    /// forgotten. The pointer is good until the next call.
+    pub fn claim(&mut self, bytes: u64) -> io::Result<Option<*mut u8>> {
+        if self.grow || self.window.map.is_none() {
+            self.size_up()?;
+        }
+        if self.tail.room(self.window.control(), bytes) {
+            return Ok(Some(self.window.at(self.tail.next, self.tail.capacity)));
+        }
+        self.grow = true;
+        Ok(None)
+    }
+
+    /// May a port that was held go on? There is room for any frame, or the lane that is to grow has run empty.
+    pub fn has_room(&mut self) -> bool {
+        if self.grow && !self.is_empty() {
+            return false;
+        }
+        !matches!(self.claim(CLAIM), Ok(None))
+    }
+
+    /// Count a frame that found no room.
+    pub fn refuse(&mut self) {
+        self.refused += 1;
+        self.window.control().producer_notes.refused.store(self.refused, Ordering::Relaxed);
+    }
+
+    /// The claim at the pointer holds a frame of `label.len` bytes: make it the next record.
+    pub fn commit(&mut self, label: Label) {
+        let at = self.window.at(self.tail.next, self.tail.capacity);
+        // SAFETY: `claim` found room for this record at this place, and only this process writes there until the
+        // record is published.
+        unsafe { ptr::copy_nonoverlapping((&raw const label).cast::<u8>(), at, size_of::<Label>()) };
+        self.tail.reserve(self.window.control(), size(label.len as usize));
+    }
+
+    /// Copy a record whole: `from` points to a frame with its virtio-net header before it.
+    ///
+    /// # Safety
+    /// `frame` points to `label.len` readable bytes, and `VNET_LEN` readable bytes lie before it.
+    pub unsafe fn push(&mut self, label: Label, frame: *const u8) -> io::Result<bool> {
+        debug_assert!((FRAME_LEAST..=FRAME_MOST).contains(&(label.len as usize)));
+        let Some(at) = self.claim(size(label.len as usize))? else {
+            self.refuse();
+            return Ok(false);
+        };
+        // SAFETY: the claim is long enough; the source is as the caller promises.
+        unsafe { ptr::copy_nonoverlapping(frame.sub(VNET_LEN), at.add(RECORD_HEADER), VNET_LEN + label.len as usize) };
+        self.commit(label);
+        Ok(true)
+    }
+
+    /// Show the consumer what was committed; true where there was something new.
+    pub fn publish(&mut self) -> bool {
+        self.tail.publish(self.window.control())
+    }
+
+    /// Has the consumer freed everything?
+    pub fn is_empty(&mut self) -> bool {
+        self.tail.is_empty(self.window.control())
+    }
+
+    /// Have the doorbell rung when there is room; true if there is room already.
+    pub fn wait_for_room(&mut self) -> bool {
+        self.tail.wait_for_room(self.window.control(), CLAIM);
+        self.has_room()
+    }
+
+    /// Give the lane its first memory, or more of it; only an empty lane can change its size.
+    fn size_up(&mut self) -> io::Result<()> {
+        let most = self.window.arena.lane_bytes();
+        let known = self.tail.capacity;
+        let first = self.window.map.is_none();
+        if first && known >= LANE_LEAST && known <= most && known.is_power_of_two() {
+            return self.window.open(known); // our predecessor's
+        }
+        let wanted = if known < LANE_LEAST { LANE_LEAST } else { (known * 4).min(most) };
+        if wanted == known {
+            self.grow = false;
+            return Ok(());
+        }
+        if !self.tail.is_empty(self.window.control()) {
+            return Ok(());
+        }
+        let Window { arena, from, to, .. } = &self.window;
+        let offset = arena.data_offset(*from, *to);
+        if let Err(error) = sys::allocate(arena.fd(), offset, wanted) {
+            self.grow = false;
+            return if first { Err(error) } else { Ok(()) };
+        }
+        self.window.open(wanted)?;
+        self.tail.resize(self.window.control(), wanted);
+        self.grow = false;
+        let senders = &self.window.arena.worker(self.window.to).senders.0;
+        senders.fetch_or(1 << self.window.from, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// A record at the head of a lane. The frame lies in memory that the producer may still change.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    pub label: Label,
+    /// The frame; its virtio-net header lies in the `VNET_LEN` bytes before, of which the consumer may make use.
+    pub frame: *mut u8,
+}
+
+pub struct Consumer {
+    window: Window,
+    head: Head,
+}
+
+impl Consumer {
+    /// The lane's receiving end; one process at a time.
+    pub fn new(arena: &'static Arena, from: Worker, to: Worker) -> Consumer {
+        let head = Head::resume(arena.control(from, to));
+        Consumer { window: Window { arena, from, to, map: None }, head }
+    }
+
+    /// The oldest record that was not taken; None where the lane is empty.
+    ///
+    /// A record that cannot be is a `Fault` of the producer: what is in the lane is given up and counted.
+    pub fn peek(&mut self) -> Result<Option<Entry>, Fault> {
+        self.checked().inspect_err(|_| self.head.skip(self.window.control()))
+    }
+
+    fn checked(&mut self) -> Result<Option<Entry>, Fault> {
+        let most = self.window.arena.lane_bytes();
+        let available = self.head.available(self.window.control(), LANE_LEAST, most)?;
+        if available == 0 {
+            return Ok(None);
+        }
+        let capacity = self.head.capacity;
+        let fits = self.window.map.as_ref().is_some_and(|map| map.len() as u64 == 2 * capacity);
+        if !fits && self.window.open(capacity).is_err() {
+            return Ok(None); // no addresses left: the records wait
+        }
+        let at = self.window.at(self.head.cursor, capacity);
+        // SAFETY: `at` lies in the window with more than a label behind it (the window is twice the ring), aligned to
+        // 8 since every record is; it is copied once and only the copy is used.
+        let label = unsafe { ptr::read_volatile(at.cast::<Label>()) };
+        let len = label.len as usize;
+        if !(FRAME_LEAST..=FRAME_MOST).contains(&len) || size(len) > available || !self.head.cursor.is_multiple_of(8) {
+            return Err(Fault);
+        }
+        // SAFETY: the record is inside the window, as its length was checked against what is available.
+        Ok(Some(Entry { label, frame: unsafe { at.add(HEADROOM) } }))
+    }
+
+    /// The record that `peek` returned has met its fate. Its room is not free yet.
+    pub fn take(&mut self, label: &Label) {
+        self.head.take(self.window.control(), size(label.len as usize));
+    }
+
+    /// Free the room of all that was taken; true where the producer's doorbell is to be rung.
+    pub fn release(&mut self) -> bool {
+        self.head.release(self.window.control())
+    }
+
+    /// Is there something new? For the look before sleep.
+    pub fn has_more(&mut self) -> bool {
+        !matches!(self.head.available(self.window.control(), LANE_LEAST, self.window.arena.lane_bytes()), Ok(0))
+    }
+}
+
+/// Make the lane from `from` to `to` consistent after the death of its producer: publish what was written whole.
+pub fn mend_producer(arena: &Arena, from: Worker, to: Worker) {
+    let control = arena.control(from, to);
+    let (tail, head) = (control.producer.tail.load(Ordering::Relaxed), control.consumer.head.load(Ordering::Acquire));
+    let reserved = control.producer_notes.reserved.load(Ordering::Acquire);
+    let capacity = control.producer.capacity.load(Ordering::Relaxed);
+    if reserved == tail {
+        return;
+    }
+    let sane = reserved.wrapping_sub(head) <= capacity && tail.wrapping_sub(head) <= reserved.wrapping_sub(head);
+    let records = if sane { count_records(arena, from, to, tail, reserved, capacity) } else { None };
+    match records {
+        Some(records) => {
+            control.producer_notes.pushed.fetch_add(records, Ordering::Relaxed);
+            control.producer.tail.store(reserved, Ordering::Release);
+        }
+        None => control.producer_notes.reserved.store(tail, Ordering::Relaxed),
+    }
+}
+
+/// Make the lane consistent after the death of its consumer: what was delivered is not delivered again.
+pub fn mend_consumer(arena: &Arena, from: Worker, to: Worker) {
+    let control = arena.control(from, to);
+    let (head, tail) = (control.consumer.head.load(Ordering::Relaxed), control.producer.tail.load(Ordering::Acquire));
+    let cursor = control.consumer_notes.cursor.load(Ordering::Acquire);
+    let capacity = control.producer.capacity.load(Ordering::Relaxed);
+    if cursor == head || cursor.wrapping_sub(head) > tail.wrapping_sub(head) {
+        return;
+    }
+    if let Some(records) = count_records(arena, from, to, head, cursor, capacity) {
+        control.consumer_notes.popped.fetch_add(records, Ordering::Relaxed);
+        control.consumer.head.store(cursor, Ordering::Release);
+    }
+}
+
+fn count_records(arena: &Arena, from: Worker, to: Worker, begin: u64, end: u64, capacity: u64) -> Option<u64> {
+    if !capacity.is_power_of_two() || capacity < LANE_LEAST || capacity > arena.lane_bytes() {
+        return None;
+    }
+    let map = Mapping::twice(arena.fd(), arena.data_offset(from, to), capacity as usize).ok()?;
+    let (mut position, mut records) = (begin, 0);
+    while position != end {
+        // SAFETY: the remainder is below the capacity, a multiple of 8, in a mapping twice as long.
+        let len = unsafe { ptr::read_volatile(map.start().add((position & (capacity - 1) & !7) as usize).cast::<u32>()) } as usize;
+        if !(FRAME_LEAST..=FRAME_MOST).contains(&len) || size(len) > end.wrapping_sub(position) {
+            return None;
+        }
+        position = position.wrapping_add(size(len));
+        records += 1;
+    }
+    Some(records)
+}

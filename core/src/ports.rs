@@ -1,0 +1,200 @@
+//! What the shared memory says of a port: its place in the switch, its policy, its counters.
+//!
+//! The supervisor writes the policy, workers read it; each worker counts in a cell of its own, so every counter has
+//! one writer and survives it. A port's number is the sum over the workers.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+pub type Port = u16;
+pub type Worker = u8;
+
+/// No port: in a record, "to everybody".
+pub const NOBODY: Port = 0;
+
+pub const USED: u32 = 1;
+pub const UP: u32 = 2;
+pub const ISOLATED: u32 = 4;
+
+/// How a port treats 802.1Q tags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vlan {
+    /// Tags pass as they are; untagged frames are in domain 0.
+    Plain,
+    /// Untagged, all in one VLAN.
+    Access(u16),
+    /// Tagged with the VLANs of the bitmap; untagged is the native VLAN, or refused where that is 0.
+    Trunk { native: u16 },
+}
+
+/// Written by the supervisor, but for `macs`.
+#[repr(C, align(128))]
+pub struct Record {
+    pub flags: AtomicU32,
+    pub worker: AtomicU32,
+    pub switch: AtomicU32,
+    pub mode: AtomicU32,
+    /// The VLAN of an access port, the native VLAN of a trunk.
+    pub vlan: AtomicU32,
+    pub max_macs: AtomicU32,
+    pub mtu: AtomicU32,
+    /// Addresses of this port in the table, live or aged; counted by all workers.
+    pub macs: AtomicU32,
+    /// A bit a worker that captures what passes here.
+    pub mirror: AtomicU64,
+    pub trunk: [AtomicU64; 64],
+}
+
+impl Record {
+    pub fn configure_vlan(&self, vlan: Vlan, trunk: &[u16]) {
+        let mut map = [0u64; 64];
+        for &vid in trunk {
+            map[usize::from(vid & 0xfff) / 64] |= 1 << (vid % 64);
+        }
+        for (word, bits) in self.trunk.iter().zip(map) {
+            word.store(bits, Ordering::Relaxed);
+        }
+        let (mode, vid) = match vlan {
+            Vlan::Plain => (0, 0),
+            Vlan::Access(vid) => (1, vid),
+            Vlan::Trunk { native } => (2, native),
+        };
+        self.mode.store(mode, Ordering::Relaxed);
+        self.vlan.store(u32::from(vid), Ordering::Relaxed);
+    }
+
+    pub fn vlan(&self) -> Vlan {
+        let vid = self.vlan.load(Ordering::Relaxed) as u16 & 0xfff;
+        match self.mode.load(Ordering::Relaxed) {
+            0 => Vlan::Plain,
+            1 => Vlan::Access(vid),
+            _ => Vlan::Trunk { native: vid },
+        }
+    }
+
+    pub fn trunks(&self, vid: u16) -> bool {
+        self.trunk[usize::from(vid & 0xfff) / 64].load(Ordering::Relaxed) >> (vid % 64) & 1 == 1
+    }
+}
+
+macro_rules! named {
+    ($(#[$meta:meta])* $kind:ident, $names:ident: $($(#[$doc:meta])* $variant:ident = $name:literal),+ $(,)?) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum $kind { $($(#[$doc])* $variant),+ }
+        pub const $names: &[&str] = &[$($name),+];
+    };
+}
+
+named! {
+    /// A number that a worker counts for a port.
+    Counter, COUNTERS:
+    RxBytes = "rx_bytes",
+    /// Frames that went to at least one other port's worker.
+    Forwarded = "forwarded",
+    /// Frames that no other port was to have.
+    Filtered = "filtered",
+    TxFrames = "tx_frames",
+    TxBytes = "tx_bytes",
+    /// Super-frames taken in.
+    RxSuper = "rx_super",
+    /// Super-frames given out uncut.
+    TxSuper = "tx_super",
+    /// Super-frames cut at this port's egress.
+    Segmented = "segmented",
+    /// Partial checksums completed at this port's egress.
+    Checksummed = "checksummed",
+    /// Flooded frames among those forwarded.
+    Flooded = "flooded",
+    /// Copies of flooded frames for which a lane had no room.
+    CopiesLost = "copies_lost",
+    /// Frames taken from the descriptor whose fate is not settled (a gauge).
+    InHand = "in_hand",
+    /// Frames waiting in front of the descriptor (a gauge).
+    Queued = "queued",
+}
+
+named! {
+    /// Why a frame was dropped.
+    Cause, CAUSES:
+    /// Shorter than an Ethernet header.
+    Runt = "runt",
+    /// Longer than the port's mtu, or than any frame can be.
+    Oversize = "oversize",
+    /// A group address, or zero, as the source.
+    BadSource = "bad_source",
+    /// A virtio-net header that does not fit its frame.
+    BadOffload = "bad_offload",
+    /// A tag that the port does not carry.
+    Vlan = "vlan",
+    /// A new source address over the port's max_macs.
+    MacLimit = "mac_limit",
+    /// A group address that bridges keep to themselves (IEEE 802.1D-2004, 7.12.6).
+    Reserved = "reserved",
+    /// The port is administratively down.
+    Down = "down",
+    /// The receiving worker is not keeping up.
+    LaneFull = "lane_full",
+    /// No memory for a lane (/dev/shm is full).
+    NoMemory = "no_memory",
+    TxOversize = "tx_oversize",
+    TxFull = "tx_full",
+    TxError = "tx_error",
+    TxDown = "tx_down",
+    /// A virtio-net header that does not fit its frame, met where it had to be obeyed.
+    TxOffload = "tx_offload",
+    /// In the hands of a worker when it died.
+    WorkerDied = "worker_died",
+}
+
+pub const FIRST_EGRESS: usize = Cause::TxOversize as usize;
+
+/// What one worker counts for one port: one writer, plain words.
+#[repr(C, align(128))]
+pub struct Cell {
+    counters: [AtomicU64; 24],
+    drops: [AtomicU64; 24],
+}
+
+const _: () = assert!(COUNTERS.len() <= 24 && CAUSES.len() <= 24);
+
+impl Cell {
+    fn bump(word: &AtomicU64, by: u64) {
+        word.store(word.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+    }
+
+    pub fn add(&self, counter: Counter, by: u64) {
+        Cell::bump(&self.counters[counter as usize], by);
+    }
+
+    pub fn set(&self, counter: Counter, value: u64) {
+        self.counters[counter as usize].store(value, Ordering::Relaxed);
+    }
+
+    pub fn drop(&self, cause: Cause, frames: u64) {
+        Cell::bump(&self.drops[cause as usize], frames);
+    }
+
+    pub fn counter(&self, index: usize) -> u64 {
+        self.counters[index].load(Ordering::Relaxed)
+    }
+
+    pub fn dropped(&self, index: usize) -> u64 {
+        self.drops[index].load(Ordering::Relaxed)
+    }
+
+    pub fn clear(&self) {
+        for word in self.counters.iter().chain(&self.drops) {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The worker that counted here is dead: what it held is lost. Returns how many frames that were.
+    pub fn bury(&self) -> u64 {
+        let lost = self.counter(Counter::InHand as usize) + self.counter(Counter::Queued as usize);
+        self.drop(Cause::WorkerDied, lost);
+        self.set(Counter::InHand, 0);
+        self.set(Counter::Queued, 0);
+        lost
+    }
+}

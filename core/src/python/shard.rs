@@ -1,0 +1,126 @@
+//! The loop of a worker, for its process.
+
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use pyo3::exceptions::{PyInterruptedError, PyValueError};
+use pyo3::prelude::*;
+
+use super::arena::{Arena, port_of};
+use crate::arena::WORKERS;
+use crate::port::dgram::{Address, Peer};
+use crate::port::{Capture, Dgram, Stream};
+use crate::ports::Worker;
+use crate::shard::{self, News};
+
+#[pyclass(module = "shardnet._core", unsendable)]
+pub struct Shard {
+    inner: shard::Shard,
+}
+
+/// The loop runs without the GIL, in the thread that owns it.
+struct Alone<'a>(&'a mut shard::Shard);
+
+// SAFETY: `detach` calls its closure in the calling thread; nothing is sent anywhere.
+unsafe impl Send for Alone<'_> {}
+
+impl Alone<'_> {
+    fn run(self, timeout: Option<Duration>) -> std::io::Result<Vec<News>> {
+        self.0.run(timeout)
+    }
+}
+
+fn address(bytes: Option<Vec<u8>>, what: &str) -> PyResult<Option<Address>> {
+    bytes.map(|bytes| Address::new(&bytes).ok_or_else(|| PyValueError::new_err(format!("{what}: longer than any address")))).transpose()
+}
+
+#[pymethods]
+impl Shard {
+    #[new]
+    fn new(arena: &Arena, worker: usize, doorbells: Vec<RawFd>) -> PyResult<Shard> {
+        if worker >= WORKERS {
+            return Err(PyValueError::new_err(format!("worker {worker}: 0 to {}", WORKERS - 1)));
+        }
+        Ok(Shard { inner: shard::Shard::new(arena.inner, worker as Worker, doorbells)? })
+    }
+
+    fn add_tap(&mut self, port: usize, fds: Vec<RawFd>) -> PyResult<()> {
+        if fds.is_empty() {
+            return Err(PyValueError::new_err("a TAP has at least one queue"));
+        }
+        Ok(self.inner.add_tap(port_of(port)?, fds)?)
+    }
+
+    fn lend(&mut self, port: usize, fd: RawFd) -> PyResult<()> {
+        Ok(self.inner.lend(port_of(port)?, fd)?)
+    }
+
+    #[pyo3(signature = (port, read_fd, write_fd, prefix = 4))]
+    fn add_stream(&mut self, port: usize, read_fd: RawFd, write_fd: RawFd, prefix: usize) -> PyResult<()> {
+        if prefix != 2 && prefix != 4 {
+            return Err(PyValueError::new_err(format!("prefix {prefix}: 2 or 4 bytes")));
+        }
+        Ok(self.inner.add_stream(port_of(port)?, Stream::new(read_fd, write_fd, prefix))?)
+    }
+
+    #[pyo3(signature = (port, fd, remote = None, *, send_fd = -1, follow = false, ignore = None))]
+    fn add_dgram(
+        &mut self,
+        port: usize,
+        fd: RawFd,
+        remote: Option<Vec<u8>>,
+        send_fd: RawFd,
+        follow: bool,
+        ignore: Option<Vec<u8>>,
+    ) -> PyResult<()> {
+        let peer = Peer { remote: address(remote, "remote")?, follow, ignore: address(ignore, "ignore")? };
+        let send_fd = if send_fd < 0 { fd } else { send_fd };
+        Ok(self.inner.add_dgram(port_of(port)?, Dgram::new(fd, send_fd, peer))?)
+    }
+
+    fn add_capture(&mut self, fd: RawFd, ports: Vec<(usize, String)>, snaplen: usize) -> PyResult<()> {
+        let ports = ports.into_iter().map(|(port, name)| Ok((port_of(port)?, name))).collect::<PyResult<Vec<_>>>()?;
+        self.inner.add_capture(Capture::new(fd, &ports, snaplen));
+        Ok(())
+    }
+
+    fn capture_counts(&self) -> (u64, u64) {
+        self.inner.capture_counts()
+    }
+
+    fn remove(&mut self, port: usize) -> PyResult<()> {
+        self.inner.remove(port_of(port)?);
+        Ok(())
+    }
+
+    fn watch(&mut self, fd: RawFd) -> PyResult<()> {
+        Ok(self.inner.watch(fd)?)
+    }
+
+    fn unwatch(&mut self, fd: RawFd) {
+        self.inner.unwatch(fd);
+    }
+
+    #[pyo3(signature = (timeout_s = None))]
+    fn run(&mut self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<Vec<(&'static str, i64, i64)>> {
+        let timeout = timeout_s
+            .map(|seconds| Duration::try_from_secs_f64(seconds).map_err(|error| PyValueError::new_err(error.to_string())))
+            .transpose()?;
+        let alone = Alone(&mut self.inner);
+        match py.detach(move || alone.run(timeout)) {
+            Ok(news) => Ok(news.into_iter().map(row).collect()),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {
+                py.check_signals()?;
+                Err(PyInterruptedError::new_err("a signal came"))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn row(news: News) -> (&'static str, i64, i64) {
+    match news {
+        News::Ready(fd) => ("ready", fd.into(), 0),
+        News::Ended(port, errno) => ("ended", port.into(), errno.into()),
+    }
+}

@@ -1,0 +1,148 @@
+//! The way out: from the lanes that come in, or from a port of this worker, to a port's engine.
+
+use super::{BURST, Engine, Shard, bits};
+use crate::lane::{Entry, FORWARD, MIRROR_IN, MIRROR_OUT, TAGGED};
+use crate::port::{Piece, Refusal};
+use crate::ports::{Cause, Counter, NOBODY, Port, Worker};
+use crate::switch;
+
+use super::ingress::packet_len;
+
+/// A tagged frame's Ethernet header.
+const TAGGED_LEAST: u32 = 18;
+
+impl Shard {
+    /// Take what other workers sent; true where a lane has more.
+    pub(super) fn drain_lanes(&mut self) -> bool {
+        let senders = self.arena.worker(self.me).senders.0.load(std::sync::atomic::Ordering::Acquire);
+        let mut more = false;
+        for from in bits(senders) {
+            more |= self.drain_lane(from);
+        }
+        more
+    }
+
+    fn drain_lane(&mut self, from: Worker) -> bool {
+        for _ in 0..BURST {
+            // A fault has been counted in the lane, where the supervisor finds it; the lane goes on behind it.
+            let Ok(Some(entry)) = self.consumer(from).peek() else {
+                self.release(from);
+                return false;
+            };
+            if !self.accept(from, &entry) {
+                self.release(from);
+                return false;
+            }
+            self.consumer(from).take(&entry.label);
+        }
+        self.release(from);
+        true
+    }
+
+    fn release(&mut self, from: Worker) {
+        if self.consumer(from).release() {
+            self.ring(from);
+        }
+    }
+
+    /// Deal with a record; false where it has to stay in its lane for now.
+    fn accept(&mut self, from: Worker, entry: &Entry) -> bool {
+        let label = entry.label;
+        match label.kind {
+            FORWARD => {}
+            MIRROR_IN | MIRROR_OUT => {
+                self.add_to_capture(entry);
+                return true;
+            }
+            _ => return true,
+        }
+        // Which ports a worker may speak for is the arena's word, not the record's.
+        let source = usize::from(label.from);
+        let Some(&config) = self.view.ports.get(source) else { return true };
+        if !config.used || config.worker != from || (label.vlan & TAGGED != 0 && label.len < TAGGED_LEAST) {
+            return true;
+        }
+        if switch::leave(self.arena, label.from, config.vlan, label.vlan).is_none() {
+            return true;
+        }
+        if self.is_stuck() {
+            return false;
+        }
+        if label.to != NOBODY {
+            self.accept_one(&config, entry);
+            return true;
+        }
+        for index in 0..self.view.domains[config.switch].members.len() {
+            let to = self.view.domains[config.switch].members[index];
+            if let Some((worker, edit)) = self.flooded(&config, label.from, to, label.vlan)
+                && worker == self.me
+            {
+                self.deliver(to, &Piece { frame: entry.frame, len: label.len as usize, edit });
+            }
+        }
+        true
+    }
+
+    fn accept_one(&mut self, from: &switch::Config, entry: &Entry) {
+        let label = entry.label;
+        let Some(&config) = self.view.ports.get(usize::from(label.to)) else { return };
+        if !config.used || config.worker != self.me || config.switch != from.switch || (config.isolated && from.isolated) {
+            return;
+        }
+        let Some(edit) = switch::leave(self.arena, label.to, config.vlan, label.vlan) else { return };
+        let piece = Piece { frame: entry.frame, len: label.len as usize, edit };
+        self.deliver(label.to, &piece);
+    }
+
+    fn add_to_capture(&mut self, entry: &Entry) {
+        let Some(capture) = &mut self.capture else { return };
+        if capture.is_full() && !matches!(capture.flush(), Ok(true)) {
+            capture.lost += 1;
+            return;
+        }
+        capture.add(entry);
+    }
+
+    /// Give a frame to the port's engine.
+    pub(super) fn egress(&mut self, to: Port, piece: &Piece) -> Result<(), Refusal> {
+        let config = self.view.ports[usize::from(to)];
+        if !config.up {
+            return Err(Refusal::Drop(Cause::TxDown));
+        }
+        if config.mtu != 0 {
+            let vlan = if piece.leaves_tagged() { TAGGED } else { 0 };
+            if packet_len(&piece.vnet_out(), piece.wire_len(), vlan) > config.mtu {
+                return Err(Refusal::Drop(Cause::TxOversize));
+            }
+        }
+        let Some(mut carried) = self.ports[usize::from(to)].take() else { return Err(Refusal::Drop(Cause::TxDown)) };
+        let cell = self.arena.cell(self.me, to);
+        let sent = match &mut carried.engine {
+            Engine::Tap(tap) => tap.send(piece, cell).inspect(|()| {
+                cell.add(Counter::TxFrames, 1);
+                cell.add(Counter::TxBytes, piece.wire_len() as u64);
+            }),
+            Engine::Stream(stream) => stream.send(piece, cell, &mut self.bench),
+            Engine::Dgram(dgram) => dgram.send(piece, cell, &mut self.bench),
+        };
+        match sent {
+            Err(Refusal::Ended(errno)) => {
+                self.end(carried, errno);
+                return sent;
+            }
+            Ok(()) if !matches!(carried.engine, Engine::Tap(_)) => {
+                cell.set(Counter::Queued, carried.queued() as u64);
+                if !carried.dirty && !carried.waits_writable {
+                    carried.dirty = true;
+                    self.dirty.push(to);
+                }
+            }
+            _ => {}
+        }
+        self.ports[usize::from(to)] = Some(carried);
+        if sent.is_ok() && config.mirror != 0 {
+            self.mirror(config.mirror, to, MIRROR_OUT, piece);
+        }
+        sent
+    }
+}

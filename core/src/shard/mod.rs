@@ -1,0 +1,490 @@
+//! The loop of a worker: it carries the frames of its ports until something needs Python.
+//!
+//! A turn of the loop goes the way of a frame: drain the lanes that come in (egress.rs), read the descriptors that are
+//! ready (ingress.rs), write out what engines have gathered, show other workers what was put into their lanes. A turn
+//! takes at most `BURST` frames from each source. With nothing left to do the worker says that it sleeps, looks once
+//! more, and blocks in epoll; its doorbell is one of the descriptors there.
+//!
+//! Back pressure: a port whose recent frames all went to one place is *held*, that is not read, while that place has no
+//! room, so that the kernel or the guest waits. A hold lasts `HOLD_MOST_NS` at most; then frames for that place are
+//! dropped and counted, and the port's other destinations go on.
+
+mod egress;
+mod ingress;
+
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::arena::{Arena, PORTS, WORKERS};
+use crate::lane::{Consumer, Producer};
+use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Stream, Tap};
+use crate::ports::{Cause, Counter, Port, Worker};
+use crate::switch::View;
+use crate::sys::{self, Epoll, Ready};
+use crate::table::Clock;
+
+const BURST: usize = 64;
+const HOLD_MOST_NS: u64 = 100_000_000;
+/// How often a hold, or a descriptor that does not say when it has room, is looked at.
+const NAP_MS: i32 = 1;
+
+/// What Python is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// A watched descriptor is readable or has ended.
+    Ready(RawFd),
+    /// The port's descriptor ended, with an errno or 0; the loop has let go of it.
+    Ended(Port, i32),
+}
+
+enum Engine {
+    Tap(Tap),
+    Stream(Box<Stream>),
+    Dgram(Box<Dgram>),
+}
+
+/// Where a port's last frame went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Lane(Worker),
+    Port(Port),
+}
+
+/// A port as the loop knows it.
+struct Carried {
+    port: Port,
+    engine: Engine,
+    /// Somebody else's, to whose descriptor we may write.
+    lent: bool,
+    /// In the list of ports to read.
+    listed: bool,
+    /// In the list of ports to flush.
+    dirty: bool,
+    waits_writable: bool,
+    held_since_ns: Option<u64>,
+    way: Option<Way>,
+    /// A bit a frame: did it go the way of the one before? The newest is the lowest.
+    history: u64,
+    /// New addresses that may still be learnt this second.
+    novelty: Novelty,
+}
+
+#[derive(Default)]
+struct Novelty {
+    second: u32,
+    left: u32,
+}
+
+const BELL: u64 = 1 << 32;
+const WATCH: u64 = 2 << 32;
+const PORT: u64 = 3 << 32;
+
+pub struct Shard {
+    arena: &'static Arena,
+    me: Worker,
+    bells: Vec<RawFd>,
+    epoll: Epoll,
+    view: View,
+    now_s: u32,
+    ports: Vec<Option<Box<Carried>>>,
+    /// Ports that are ours, lent ones not among them.
+    own: Vec<Port>,
+    producers: Vec<Option<Box<Producer>>>,
+    consumers: Vec<Option<Box<Consumer>>>,
+    /// A bit a worker: its lane has records that it was not shown.
+    unpublished: u64,
+    unpublished_bytes: usize,
+    readable: Vec<Port>,
+    dirty: Vec<Port>,
+    held: Vec<Port>,
+    scratch: Inbox,
+    bench: Bench,
+    capture: Option<Capture>,
+    nap: bool,
+    news: Vec<News>,
+}
+
+impl Shard {
+    /// The loop of worker `me`; `bells` are the doorbells of all workers, and stay the caller's.
+    pub fn new(arena: &'static Arena, me: Worker, bells: Vec<RawFd>) -> io::Result<Shard> {
+        if usize::from(me) >= bells.len() || bells.len() > WORKERS {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a doorbell for each worker, this one among them"));
+        }
+        let epoll = Epoll::new()?;
+        epoll.add(bells[usize::from(me)], libc::EPOLLIN as u32, BELL)?;
+        Ok(Shard {
+            arena,
+            me,
+            epoll,
+            view: View::default(),
+            now_s: sys::now_s(),
+            ports: (0..PORTS).map(|_| None).collect(),
+            own: Vec::new(),
+            producers: (0..WORKERS).map(|_| None).collect(),
+            consumers: (0..WORKERS).map(|_| None).collect(),
+            unpublished: 0,
+            unpublished_bytes: 0,
+            readable: Vec::new(),
+            dirty: Vec::new(),
+            held: Vec::new(),
+            scratch: Inbox::new(crate::lane::FRAME_MOST + 8),
+            bench: Bench::default(),
+            capture: None,
+            nap: false,
+            news: Vec::new(),
+            bells,
+        })
+    }
+
+    pub fn add_tap(&mut self, port: Port, queues: Vec<RawFd>) -> io::Result<()> {
+        self.add(port, Engine::Tap(Tap::new(queues)), false)
+    }
+
+    /// Write to another worker's TAP ourselves, while nothing of ours waits in the lane to that worker.
+    pub fn lend(&mut self, port: Port, queue: RawFd) -> io::Result<()> {
+        self.remove(port);
+        self.add(port, Engine::Tap(Tap::new(vec![queue])), true)
+    }
+
+    pub fn add_stream(&mut self, port: Port, stream: Stream) -> io::Result<()> {
+        self.add(port, Engine::Stream(Box::new(stream)), false)
+    }
+
+    pub fn add_dgram(&mut self, port: Port, dgram: Dgram) -> io::Result<()> {
+        self.add(port, Engine::Dgram(Box::new(dgram)), false)
+    }
+
+    pub fn add_capture(&mut self, capture: Capture) {
+        self.capture = Some(capture);
+    }
+
+    pub fn capture_counts(&self) -> (u64, u64) {
+        let refused: u64 =
+            (0..WORKERS as Worker).map(|from| self.arena.control(from, self.me).producer_notes.refused.load(Ordering::Relaxed)).sum();
+        self.capture.as_ref().map_or((0, 0), |capture| (capture.written, capture.lost + refused))
+    }
+
+    fn add(&mut self, port: Port, engine: Engine, lent: bool) -> io::Result<()> {
+        if port == 0 || usize::from(port) >= PORTS {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such port"));
+        }
+        if self.ports[usize::from(port)].is_some() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the port is carried already"));
+        }
+        let carried = Carried {
+            port,
+            engine,
+            lent,
+            listed: false,
+            dirty: false,
+            waits_writable: false,
+            held_since_ns: None,
+            way: None,
+            history: 0,
+            novelty: Novelty::default(),
+        };
+        if !lent {
+            for fd in carried.descriptors() {
+                sys::nonblocking(fd)?;
+            }
+            self.listen(&carried)?;
+            self.own.push(port);
+        }
+        self.ports[usize::from(port)] = Some(Box::new(carried));
+        Ok(())
+    }
+
+    fn listen(&self, carried: &Carried) -> io::Result<()> {
+        let mut added: Vec<RawFd> = Vec::new();
+        for fd in carried.readers() {
+            if let Err(error) = self.epoll.add(fd, libc::EPOLLIN as u32, PORT | u64::from(carried.port)) {
+                added.into_iter().for_each(|fd| self.epoll.remove(fd));
+                return Err(error);
+            }
+            added.push(fd);
+        }
+        Ok(())
+    }
+
+    /// Let go of a port. Frames that wait in front of its descriptor are dropped.
+    pub fn remove(&mut self, port: Port) {
+        if let Some(carried) = self.ports.get_mut(usize::from(port)).and_then(Option::take) {
+            self.let_go(&carried);
+        }
+    }
+
+    fn let_go(&mut self, carried: &Carried) {
+        if carried.lent {
+            return;
+        }
+        for fd in carried.descriptors() {
+            self.epoll.remove(fd);
+        }
+        let cell = self.arena.cell(self.me, carried.port);
+        cell.drop(Cause::TxDown, carried.queued() as u64);
+        cell.set(Counter::Queued, 0);
+        let other = |&port: &Port| port != carried.port;
+        self.own.retain(other);
+        self.readable.retain(other);
+        self.dirty.retain(other);
+        self.held.retain(other);
+    }
+
+    /// A port's descriptor is done with.
+    fn end(&mut self, carried: Box<Carried>, errno: i32) {
+        if !carried.lent {
+            self.news.push(News::Ended(carried.port, errno));
+        }
+        self.let_go(&carried);
+    }
+
+    pub fn watch(&mut self, fd: RawFd) -> io::Result<()> {
+        self.epoll.add(fd, libc::EPOLLIN as u32, WATCH | fd as u64)
+    }
+
+    pub fn unwatch(&mut self, fd: RawFd) {
+        self.epoll.remove(fd);
+    }
+
+    /// Carry frames until there is news or `timeout` has passed; EINTR comes back as an error.
+    pub fn run(&mut self, timeout: Option<Duration>) -> io::Result<Vec<News>> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            let busy = self.turn();
+            if !self.news.is_empty() {
+                return Ok(std::mem::take(&mut self.news));
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(Vec::new());
+            }
+            self.wait(busy, left)?;
+        }
+    }
+
+    /// One turn; true where a source still has more.
+    fn turn(&mut self) -> bool {
+        let beat = &self.arena.worker(self.me).beat.0;
+        beat.store(beat.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.now_s = sys::now_s();
+        self.view.refresh(self.arena);
+        self.nap = false;
+        self.review_held();
+        let mut busy = self.drain_lanes();
+        busy |= self.read_ports();
+        self.flush();
+        busy
+    }
+
+    fn wait(&mut self, busy: bool, left: Option<Duration>) -> io::Result<()> {
+        let mut ready = [Ready { events: 0, u64: 0 }; 64];
+        let sleeping = &self.arena.worker(self.me).sleeping;
+        let mut timeout_ms = 0;
+        if !busy {
+            sleeping.announce();
+            if !self.has_mail() {
+                timeout_ms = left.map_or(-1, |left| left.as_millis().min(i32::MAX as u128) as i32 + 1);
+                if self.nap || !self.held.is_empty() {
+                    timeout_ms = if timeout_ms < 0 { NAP_MS } else { timeout_ms.min(NAP_MS) };
+                }
+            }
+        }
+        let result = self.epoll.wait(&mut ready, timeout_ms);
+        sleeping.awake();
+        for event in result? {
+            let (kind, id) = (event.u64 & !0xffff_ffff, event.u64 as u32);
+            match kind {
+                BELL => sys::hush(self.bells[usize::from(self.me)]),
+                WATCH => self.news.push(News::Ready(id as RawFd)),
+                _ => self.wake(id as Port, event.events),
+            }
+        }
+        Ok(())
+    }
+
+    /// Did anything come into our lanes since we looked?
+    fn has_mail(&mut self) -> bool {
+        let senders = self.arena.worker(self.me).senders.0.load(Ordering::Acquire);
+        !self.is_stuck() && bits(senders).any(|from| self.consumer(from).has_more())
+    }
+
+    /// Is there one port only, and does it take no more? Then its lanes are its queue. With several ports, one that is
+    /// stuck must not hold up the others, and what comes for it is dropped.
+    fn is_stuck(&self) -> bool {
+        match self.own[..] {
+            [only] => self.ports[usize::from(only)].as_ref().is_some_and(|carried| carried.is_full()),
+            _ => false,
+        }
+    }
+
+    fn wake(&mut self, port: Port, events: u32) {
+        let Some(carried) = &mut self.ports[usize::from(port)] else { return };
+        if carried.waits_writable && events & (libc::EPOLLOUT | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0 && !carried.dirty {
+            carried.dirty = true;
+            self.dirty.push(port);
+        }
+        let read = events & (libc::EPOLLIN | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0;
+        if read && !carried.listed && carried.held_since_ns.is_none() {
+            carried.listed = true;
+            self.readable.push(port);
+        }
+    }
+
+    /// Write out what engines have gathered, then show the other workers what lies in their lanes.
+    fn flush(&mut self) {
+        for port in std::mem::take(&mut self.dirty) {
+            let Some(mut carried) = self.ports[usize::from(port)].take() else { continue };
+            carried.dirty = false;
+            let cell = self.arena.cell(self.me, port);
+            let flushed = carried.flush(cell);
+            cell.set(Counter::Queued, carried.queued() as u64);
+            match flushed {
+                Flush::Ended(errno) => {
+                    self.end(carried, errno);
+                    continue;
+                }
+                Flush::Soon => {
+                    self.nap = true;
+                    carried.dirty = true;
+                    self.dirty.push(port);
+                }
+                Flush::Idle | Flush::Writable => {}
+            }
+            self.want_writable(&mut carried, flushed == Flush::Writable);
+            self.ports[usize::from(port)] = Some(carried);
+        }
+        self.publish();
+        self.flush_capture();
+    }
+
+    fn flush_capture(&mut self) {
+        let Some(capture) = &mut self.capture else { return };
+        match capture.flush() {
+            Ok(true) => {}
+            Ok(false) => self.nap = true,
+            Err(error) => {
+                self.news.push(News::Ended(0, error.raw_os_error().unwrap_or(libc::EIO)));
+                self.capture = None;
+            }
+        }
+    }
+
+    fn want_writable(&mut self, carried: &mut Carried, wanted: bool) {
+        if carried.waits_writable == wanted {
+            return;
+        }
+        carried.waits_writable = wanted;
+        self.arm(carried);
+    }
+
+    /// Tell epoll what we want of the port now.
+    fn arm(&self, carried: &Carried) {
+        let token = PORT | u64::from(carried.port);
+        let read = if carried.held_since_ns.is_some() { 0 } else { libc::EPOLLIN as u32 };
+        let write = if carried.waits_writable { libc::EPOLLOUT as u32 } else { 0 };
+        let writer = carried.writer();
+        for fd in carried.readers() {
+            // A descriptor that epoll no longer knows is one that has ended; its end is told by the next read.
+            let _ = self.epoll.change(fd, read | if Some(fd) == writer { write } else { 0 }, token);
+        }
+        if let Some(writer) = writer.filter(|writer| !carried.readers().any(|fd| fd == *writer)) {
+            if carried.waits_writable {
+                let _ = self.epoll.add(writer, write, token);
+            } else {
+                self.epoll.remove(writer);
+            }
+        }
+    }
+
+    /// Show each worker what was put into its lane, and ring where it sleeps.
+    fn publish(&mut self) {
+        for to in bits(std::mem::take(&mut self.unpublished)) {
+            let Some(producer) = &mut self.producers[usize::from(to)] else { continue };
+            if producer.publish() {
+                self.ring(to);
+            }
+        }
+        self.unpublished_bytes = 0;
+    }
+
+    fn ring(&self, worker: Worker) {
+        if self.arena.worker(worker).sleeping.must_ring()
+            && let Some(&bell) = self.bells.get(usize::from(worker))
+        {
+            sys::ring(bell);
+        }
+    }
+
+    fn producer(&mut self, to: Worker) -> &mut Producer {
+        let (arena, me) = (self.arena, self.me);
+        self.producers[usize::from(to)].get_or_insert_with(|| Box::new(Producer::new(arena, me, to)))
+    }
+
+    fn consumer(&mut self, from: Worker) -> &mut Consumer {
+        let (arena, me) = (self.arena, self.me);
+        self.consumers[usize::from(from)].get_or_insert_with(|| Box::new(Consumer::new(arena, from, me)))
+    }
+
+    fn clock(&self, switch: usize) -> Clock {
+        Clock { now_s: self.now_s, age_s: self.view.domains[switch].age_s }
+    }
+}
+
+impl Carried {
+    fn readers(&self) -> impl Iterator<Item = RawFd> + '_ {
+        let (many, one) = match &self.engine {
+            Engine::Tap(tap) => (tap.queues.as_slice(), None),
+            Engine::Stream(stream) => (&[][..], Some(stream.read_fd)),
+            Engine::Dgram(dgram) => (&[][..], Some(dgram.fd)),
+        };
+        many.iter().copied().chain(one)
+    }
+
+    /// The descriptor that may have to be waited for before it can be written.
+    fn writer(&self) -> Option<RawFd> {
+        match &self.engine {
+            Engine::Tap(_) => None,
+            Engine::Stream(stream) => Some(stream.write_fd),
+            Engine::Dgram(dgram) => Some(dgram.send_fd),
+        }
+    }
+
+    fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
+        self.readers().chain(self.writer())
+    }
+
+    fn queued(&self) -> usize {
+        match &self.engine {
+            Engine::Tap(_) => 0,
+            Engine::Stream(stream) => stream.queued(),
+            Engine::Dgram(dgram) => dgram.queued(),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        match &self.engine {
+            Engine::Tap(_) => false,
+            Engine::Stream(stream) => stream.is_full(),
+            Engine::Dgram(dgram) => dgram.is_full(),
+        }
+    }
+
+    fn flush(&mut self, cell: &crate::ports::Cell) -> Flush {
+        match &mut self.engine {
+            Engine::Tap(_) => Flush::Idle,
+            Engine::Stream(stream) => stream.flush(cell),
+            Engine::Dgram(dgram) => dgram.flush(cell),
+        }
+    }
+}
+
+/// The workers of a bitmap.
+fn bits(mut map: u64) -> impl Iterator<Item = Worker> {
+    std::iter::from_fn(move || {
+        let next = map.trailing_zeros();
+        map &= map.wrapping_sub(1);
+        (next < 64).then_some(next as Worker)
+    })
+}

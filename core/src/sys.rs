@@ -1,0 +1,264 @@
+//! The system calls of the core, each with the one error type `io::Error`.
+//!
+//! Every wrapper is thin: it adds a length check or a retry where the kernel asks for one and nothing else.
+
+use std::io;
+use std::mem;
+use std::os::fd::RawFd;
+use std::ptr;
+
+/// What `epoll_wait` says of one descriptor: the token given to `Epoll::add` and EPOLL* bits.
+pub type Ready = libc::epoll_event;
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn checked_len(result: isize) -> io::Result<usize> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
+}
+
+/// Seconds of CLOCK_MONOTONIC, coarse (one tick of the kernel, a few ns to read).
+pub fn now_s() -> u32 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the answer.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
+    time.tv_sec as u32
+}
+
+/// Nanoseconds of `clock` (CLOCK_MONOTONIC, CLOCK_REALTIME).
+pub fn now_ns(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the answer.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// 64 bits of the kernel's randomness.
+pub fn random() -> io::Result<u64> {
+    let mut bytes = [0u8; 8];
+    // SAFETY: the buffer is 8 bytes long and writable.
+    let got = checked_len(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), 8, 0) })?;
+    if got == 8 { Ok(u64::from_ne_bytes(bytes)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+pub fn file_size(fd: RawFd) -> io::Result<u64> {
+    // SAFETY: all-zero is a valid `stat`, and the kernel fills it.
+    let mut stat: libc::stat = unsafe { mem::zeroed() };
+    // SAFETY: `stat` is a valid place for the answer.
+    check(unsafe { libc::fstat(fd, &mut stat) })?;
+    Ok(stat.st_size as u64)
+}
+
+pub fn truncate(fd: RawFd, size: u64) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::ftruncate(fd, size as libc::off_t) }).map(drop)
+}
+
+/// Give pages to a range of a sparse object; ENOSPC here is what would be SIGBUS later.
+pub fn allocate(fd: RawFd, offset: u64, len: u64) -> io::Result<()> {
+    loop {
+        // SAFETY: no memory is involved.
+        match check(unsafe { libc::fallocate(fd, 0, offset as libc::off_t, len as libc::off_t) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// A shared mapping of a descriptor, unmapped when dropped.
+pub struct Mapping {
+    start: *mut u8,
+    len: usize,
+}
+
+// SAFETY: a mapping is plain memory; whoever reads or writes through the pointer answers for the races.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    pub fn new(fd: RawFd, offset: u64, len: usize) -> io::Result<Mapping> {
+        // SAFETY: a fresh address range is asked for; nothing existing is touched.
+        let start =
+            unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd, offset as libc::off_t) };
+        if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Mapping { start: start.cast(), len }) }
+    }
+
+    /// Map `len` bytes twice in a row, so that whatever wraps at the end goes on at the start.
+    pub fn twice(fd: RawFd, offset: u64, len: usize) -> io::Result<Mapping> {
+        // SAFETY: reserves a fresh range of addresses without access.
+        let start = unsafe {
+            libc::mmap(ptr::null_mut(), 2 * len, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let mapping = Mapping { start: start.cast(), len: 2 * len };
+        for half in 0..2 {
+            // SAFETY: MAP_FIXED replaces only addresses of the range reserved above, which nobody else knows.
+            let at = unsafe {
+                libc::mmap(
+                    mapping.start.add(half * len).cast(),
+                    len,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_SHARED | libc::MAP_FIXED,
+                    fd,
+                    offset as libc::off_t,
+                )
+            };
+            if at == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(mapping)
+    }
+
+    /// Take the page faults now (a fault costs as much as ten writes to a TAP). Best effort.
+    pub fn populate(&self) {
+        const MADV_POPULATE_WRITE: libc::c_int = 23; // Linux 5.14
+        // SAFETY: the range is ours; populating changes no byte.
+        unsafe { libc::madvise(self.start.cast(), self.len, MADV_POPULATE_WRITE) };
+    }
+
+    pub fn start(&self) -> *mut u8 {
+        self.start
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by us and is unmapped once.
+        unsafe { libc::munmap(self.start.cast(), self.len) };
+    }
+}
+
+/// Add 1 to an eventfd. A counter that is full still wakes its reader, so the error is of no interest.
+pub fn ring(fd: RawFd) {
+    let one = 1u64;
+    // SAFETY: eight readable bytes.
+    unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+}
+
+/// Set an eventfd back to zero.
+pub fn hush(fd: RawFd) {
+    let mut count = 0u64;
+    // SAFETY: eight writable bytes.
+    unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
+}
+
+/// Read at most `len` bytes to `at`.
+///
+/// # Safety
+/// `at` points to `len` bytes that may be written.
+pub unsafe fn read(fd: RawFd, at: *mut u8, len: usize) -> io::Result<usize> {
+    // SAFETY: as the caller promises.
+    checked_len(unsafe { libc::read(fd, at.cast(), len) })
+}
+
+/// Write `len` bytes from `at`; memory that another process changes meanwhile is sent as it is met.
+///
+/// # Safety
+/// `at` points to `len` bytes that may be read.
+pub unsafe fn write(fd: RawFd, at: *const u8, len: usize) -> io::Result<usize> {
+    // SAFETY: as the caller promises.
+    checked_len(unsafe { libc::write(fd, at.cast(), len) })
+}
+
+/// Write the pieces in one call.
+///
+/// # Safety
+/// Each piece points to readable bytes.
+pub unsafe fn write_pieces(fd: RawFd, pieces: &[libc::iovec]) -> io::Result<usize> {
+    // SAFETY: as the caller promises.
+    checked_len(unsafe { libc::writev(fd, pieces.as_ptr(), pieces.len() as libc::c_int) })
+}
+
+/// Receive up to `messages.len()` datagrams, without waiting.
+///
+/// # Safety
+/// Each header points to buffers and names that may be written.
+pub unsafe fn receive_many(fd: RawFd, messages: &mut [libc::mmsghdr]) -> io::Result<usize> {
+    // SAFETY: as the caller promises.
+    let got =
+        unsafe { libc::recvmmsg(fd, messages.as_mut_ptr(), messages.len() as libc::c_uint, libc::MSG_DONTWAIT as _, ptr::null_mut()) };
+    check(got).map(|count| count as usize)
+}
+
+/// Send up to `messages.len()` datagrams, without waiting; says how many went.
+///
+/// # Safety
+/// Each header points to readable buffers.
+pub unsafe fn send_many(fd: RawFd, messages: &mut [libc::mmsghdr]) -> io::Result<usize> {
+    // SAFETY: as the caller promises.
+    let sent = unsafe {
+        libc::sendmmsg(fd, messages.as_mut_ptr(), messages.len() as libc::c_uint, (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _)
+    };
+    check(sent).map(|count| count as usize)
+}
+
+/// SOCK_DGRAM, SOCK_SEQPACKET, …; None where the descriptor is no socket.
+pub fn socket_type(fd: RawFd) -> Option<libc::c_int> {
+    let (mut kind, mut len): (libc::c_int, _) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: `kind` is a valid place of `len` bytes for the answer.
+    let result = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &mut len) };
+    (result == 0).then_some(kind)
+}
+
+pub fn nonblocking(fd: RawFd) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFL) })?;
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) }).map(drop)
+}
+
+/// An epoll instance, closed when dropped.
+pub struct Epoll(RawFd);
+
+impl Epoll {
+    pub fn new() -> io::Result<Epoll> {
+        // SAFETY: no memory is involved.
+        check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(Epoll)
+    }
+
+    fn control(&self, operation: libc::c_int, fd: RawFd, events: u32, token: u64) -> io::Result<()> {
+        let mut event = libc::epoll_event { events, u64: token };
+        // SAFETY: `event` lives through the call.
+        check(unsafe { libc::epoll_ctl(self.0, operation, fd, &mut event) }).map(drop)
+    }
+
+    pub fn add(&self, fd: RawFd, events: u32, token: u64) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, events, token)
+    }
+
+    pub fn change(&self, fd: RawFd, events: u32, token: u64) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, fd, events, token)
+    }
+
+    /// Stop watching; a descriptor that is closed already is no mistake.
+    pub fn remove(&self, fd: RawFd) {
+        let _ = self.control(libc::EPOLL_CTL_DEL, fd, 0, 0);
+    }
+
+    /// Wait for `timeout_ms` at most (-1: for ever) and return the part of `ready` that was filled.
+    pub fn wait<'a>(&self, ready: &'a mut [Ready], timeout_ms: i32) -> io::Result<&'a [Ready]> {
+        // SAFETY: the kernel fills at most `ready.len()` entries.
+        let count = check(unsafe { libc::epoll_wait(self.0, ready.as_mut_ptr(), ready.len() as libc::c_int, timeout_ms) })?;
+        Ok(&ready[..count as usize])
+    }
+}
+
+impl Drop for Epoll {
+    fn drop(&mut self) {
+        // SAFETY: the descriptor is ours and closed once.
+        unsafe { libc::close(self.0) };
+    }
+}

@@ -1,0 +1,43 @@
+"""Kinds of section: `[stream vm1]` is read, carried or answered by the module `stream`.
+
+A kind is a module of `shardnet/workers/` or `shardnet/services/` that has `Options`; a hyphen in its name is an
+underscore in the file's. Nothing else registers it: a new file is a new kind.
+"""
+
+import functools
+import importlib
+import importlib.util
+import pkgutil
+from types import ModuleType
+
+PACKAGES = ("shardnet.workers", "shardnet.services")
+OWN = {"lab": "shardnet.lab", "switch": "shardnet.switch"}  # sections that are no ports
+
+
+def names() -> list[str]:
+    """Every kind of port and service, without importing any."""
+    found = set()
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        places = spec.submodule_search_locations if spec else None
+        found |= {module.name.replace("_", "-") for module in pkgutil.iter_modules(places or ())}
+    return sorted(name for name in found if not name.startswith("-"))
+
+
+@functools.cache
+def module(kind: str) -> ModuleType:
+    """Import the module of a kind; raises LookupError where there is none."""
+    if kind in OWN:
+        return importlib.import_module(OWN[kind])
+    if kind in names():
+        for package in PACKAGES:
+            path = f"{package}.{kind.replace('-', '_')}"
+            try:
+                found = importlib.import_module(path)
+            except ModuleNotFoundError as missing:
+                if missing.name not in (path, package):
+                    raise
+            else:
+                if hasattr(found, "Options"):
+                    return found
+    raise LookupError(kind)
