@@ -202,6 +202,18 @@ def taps(place: corner.Corner) -> list[str]:
     return [tap("left", f"{place.name}-a", LEFT), tap("right", f"{place.name}-b", RIGHT)]
 
 
+class Relay(StreamPeer):
+    """bare C relay between two unix sockets, bytes and not frames: the limit of the mechanism"""
+
+    name = "relay"
+    needs: ClassVar = {"cc": "gcc"}
+
+    def start(self, place: corner.Corner) -> tuple[str, str]:
+        paths = [place.path / str(n) for n in range(2)]
+        place.daemon("s", programs.program("relay"), *paths)
+        return f"unix:{paths[0]}", f"unix:{paths[1]}"
+
+
 class QemuStream(StreamPeer):
     """QEMU without a machine, two -netdev stream on unix sockets in a hub"""
 
@@ -262,7 +274,7 @@ class ShardnetStream1(ShardnetStream2):
 
 
 TAPS: tuple[type[TapPeer], ...] = (Forwarder, Shardnet1, Shardnet2, Bridge, Vde, QemuHub, Ovs, OvsTso, OvsTsoVeth)
-STREAMS: tuple[type[StreamPeer], ...] = (QemuStream, QemuSocket, ShardnetStream1, ShardnetStream2)
+STREAMS: tuple[type[StreamPeer], ...] = (Relay, ShardnetStream1, ShardnetStream2, QemuStream, QemuSocket)
 
 
 def versions() -> dict[str, str]:
