@@ -279,7 +279,9 @@ impl Shard {
         let mut busy = self.drain_lanes();
         busy |= self.read_ports();
         self.flush();
-        busy
+        // What was written out has made room: a port that waited for it is read at once, and not after a nap.
+        self.review_held();
+        busy | !self.readable.is_empty()
     }
 
     fn wait(&mut self, busy: bool, left: Option<Duration>) -> io::Result<()> {
