@@ -30,6 +30,7 @@ class Member:
         self.state = "starting"  # running, restarting, failed
         self.restarts = restarts.Restarts()
         self.pulse = pulse.Pulse()
+        self.faults = 0
         self.timer: int | None = None
 
     @property
@@ -273,6 +274,12 @@ class Crew:
 
     def _look_at(self, member: Member) -> None:
         if member.child is None:
+            return
+        faults = self.arena.faults(member.slot)
+        if faults != member.faults:
+            member.faults = faults
+            self.journal.note("fault", "wrote a record that cannot be: killed", worker=member.title, level=journal.ERROR)
+            member.child.kill()
             return
         beat = self.arena.beat(member.slot)
         state = pulse.process_state(member.child.pid) if member.pulse.stands(beat) else "R"
