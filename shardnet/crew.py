@@ -278,7 +278,9 @@ class Crew:
         faults = self.arena.faults(member.slot)
         if faults != member.faults:
             member.faults = faults
-            self.journal.note("fault", "wrote a record that cannot be: killed", worker=member.title, level=journal.ERROR)
+            self.journal.note(
+                "fault", "wrote a record that cannot be: killed", worker=member.title, level=journal.ERROR
+            )
             member.child.kill()
             return
         beat = self.arena.beat(member.slot)

@@ -80,7 +80,19 @@ def test_no_worker_of_one_kind_knows_the_supervisor_or_the_command_line():
         assert not known & {"supervisor", "crew", "cli", "control", "operations"}, path.name
 
 
-CORE = ["python", "shard", "port|repair|user", "switch", "lane", "arena", "table", "ports|index|bell", "offload", "frame", "sys|sync"]
+CORE = [
+    "python",
+    "shard",
+    "port|repair|user",
+    "switch",
+    "lane",
+    "arena",
+    "table",
+    "ports|index|bell",
+    "offload",
+    "frame",
+    "sys|sync",
+]
 
 
 def test_modules_of_the_core_use_only_what_lies_to_their_right():

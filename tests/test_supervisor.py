@@ -75,9 +75,9 @@ class Lab:
         found = []
         for entry in os.listdir("/proc"):
             with contextlib.suppress(OSError):
-                if entry.isdigit() and int(entry) != os.getpid():
-                    if needle in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
-                        found.append(int(entry))
+                ours = entry.isdigit() and int(entry) != os.getpid()
+                if ours and needle in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry))
         return found
 
 
