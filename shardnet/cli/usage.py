@@ -16,18 +16,24 @@ from typing import Any
 import docopt
 
 FORMATS = ("table", "json")
+_TAIL = " -- COMMAND..."
 
 
 def parse(text: str, command: str, argv: Sequence[str]) -> dict[str, Any]:
     """Read `argv`, the words after `command`, as the usage text says; a mistake ends the program with code 2."""
+    words, pattern, tail = list(argv), text, []
+    if _TAIL in text and "--" in words[:-1]:
+        # docopt would take the -- itself for an optional word before it.
+        at = words.index("--")
+        words, tail, pattern = words[:at], words[at + 1 :], text.replace(_TAIL, "")
     try:
-        arguments = docopt.docopt(text, [command, *argv])
+        arguments = docopt.docopt(pattern, [command, *words])
     except docopt.DocoptExit as error:
         raise SystemExit(f"shardnet {command}: {_mistake(text, argv, str(error))}\n{_patterns(text)}") from None
     output = arguments.get("--output")
     if output not in (None, *FORMATS):
         raise SystemExit(f"shardnet {command}: --output {output}: neither table nor json")
-    return dict(arguments)
+    return {**arguments, "COMMAND": tail} if tail else dict(arguments)
 
 
 def number(arguments: dict[str, Any], option: str, least: int, most: int) -> int | None:
