@@ -4,7 +4,6 @@ A test says what it cannot do without: `@pytest.mark.needs("root", "iperf3")`. W
 with CI=true in the environment a skipped test is a failed one.
 """
 
-import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -61,17 +60,11 @@ def _forbid_skip(report):
 
 
 @pytest.fixture
-def namespace() -> Iterator[Callable[[str], namespaces.Namespace]]:
+def namespace() -> Iterator[Callable[..., namespaces.Namespace]]:
     """Make network namespaces: `left = namespace("left")`."""
     if reason := lacking("root"):
         pytest.skip(reason)
-    with contextlib.ExitStack() as stack:
-
-        def make(word: str) -> namespaces.Namespace:
-            made = namespaces.Namespace(word)
-            stack.callback(made.close)
-            return made
-
+    with namespaces.making() as make:
         yield make
 
 
@@ -84,36 +77,24 @@ def desk(tmp_path: Path) -> Iterator[desks.Desk]:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Callable[..., labs.Lab]]:
-    """Start labs: `running = lab(text)`; each is stopped at the end, and that it leaves nothing behind is part of the test."""
-    started: list[labs.Lab] = []
-
-    def start(text: str, *options: str, name: str = "lab") -> labs.Lab:
-        file = tmp_path / f"{name}.ini"
-        file.write_text(text)
-        running = labs.Lab(file, *options)
-        started.append(running)
-        return running
-
-    try:
-        yield start
-        for running in started:
-            running.stop()
-    finally:
-        for running in started:
-            running.close()
+def wire(desk: desks.Desk) -> Iterator[desks.Wire]:
+    """The far end of a second port on the desk's switch."""
+    made = desks.Wire(desk)
+    yield made
+    made.socket.close()
 
 
 @pytest.fixture
-def guest(tmp_path: Path) -> Iterator[Callable[..., guests.Guest]]:
+def lab(tmp_path: Path) -> Iterator[Callable[..., labs.Lab]]:
+    """Start labs: `running = lab(text)`; each is stopped at the end, and that it leaves nothing behind is part of the test."""
+    with labs.starting(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Callable[[list[str]], guests.Guest]]:
     """Boot guests in QEMU: `one = guest(["stream,server=on,addr.type=unix,addr.path=one.sock"])`."""
     if reason := guests.lacking():
         pytest.skip(reason)
-    with contextlib.ExitStack() as stack:
-
-        def boot(netdevs: list[str]) -> guests.Guest:
-            booted = guests.Guest(netdevs, tmp_path)
-            stack.callback(booted.close)
-            return booted
-
+    with guests.booting(tmp_path) as boot:
         yield boot

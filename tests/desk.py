@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 from shardnet import _core, options
+from shardnet.workers import dgram
 
 DEADLINE_S = 10.0
 
@@ -160,6 +161,27 @@ def frame(number: int, size: int = 60, source: int = 1) -> bytes:
     """An Ethernet frame to everybody, unlike any other."""
     head = b"\xff" * 6 + b"\x52\x54\x00\x00\x00" + bytes([source]) + b"\x88\xb5" + number.to_bytes(8, "big")
     return head + bytes((number + at) & 0xFF for at in range(size - len(head)))
+
+
+class Wire:
+    """The far end of a port that is on the switch beside the one under test, to see what comes out and to put frames in."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.near, far = str(desk.run_dir / "wire"), str(desk.run_dir / "wire-far")
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(far)
+        self.socket.setblocking(False)
+        desk.add(dgram, local__type="unix", local__path="wire", remote__type="unix", remote__path="wire-far")
+
+    def send(self, *frames: bytes) -> None:
+        for one in frames:
+            self.socket.sendto(one, self.near)
+
+    def receive(self) -> bytes | None:
+        try:
+            return self.socket.recv(70000)
+        except BlockingIOError:
+            return None
 
 
 class Far:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,13 @@ class Lab:
         # Short, since the name of a unix socket has 107 characters and pytest's own directories take most of them.
         self.directory = Path(tempfile.mkdtemp(prefix="sn"))
         self.environment = {**os.environ, "SHARDNET_RUN_DIR": str(self.directory), "SHARDNET_LAB": self.name}
-        self.before = _left_behind()
+        self.before = left_behind()
         self.log = tempfile.TemporaryFile(dir=self.directory)
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def run_dir(self) -> Path:
@@ -105,10 +110,9 @@ class Lab:
         self.start()
 
     def stop(self, within: float = 20) -> None:
-        """Stop the lab in order; fails where it does not end well or leaves something behind."""
-        if self.supervisor.poll() is None:
-            self.supervisor.send_signal(signal.SIGTERM)
-            deadline.ended(self.supervisor.pid, f"the end of lab {self.name}\n{self.said()}", within)
+        """Stop the lab in order, if it runs; fails where it has not ended well or left something behind."""
+        self.supervisor.send_signal(signal.SIGTERM)
+        deadline.ended(self.supervisor.pid, f"the end of lab {self.name}\n{self.said()}", within)
         assert self.supervisor.wait() == 0, (
             f"shardnet start ended with status {self.supervisor.returncode}\n{self.said()}"
         )
@@ -118,7 +122,7 @@ class Lab:
         """Wait until no process, interface, shared memory or socket of the lab is there any more."""
         for pid in self.processes():
             deadline.ended(pid, f"the end of process {pid}: {_title(pid)}", within)
-        left = _left_behind() - self.before
+        left = left_behind() - self.before
         assert not left, f"left behind: {', '.join(sorted(left))}"
         sockets = [path.name for path in self.run_dir.glob("**/*") if path.is_socket()]
         assert not sockets, f"left behind in the run directory: {', '.join(sockets)}"
@@ -151,7 +155,37 @@ class Lab:
         subprocess.run(["rm", "-rf", self.directory], check=True)
 
 
-def _left_behind() -> set[str]:
+@contextlib.contextmanager
+def starting(directory: Path) -> Iterator[Callable[..., Lab]]:
+    """Start labs by calling what this gives with the text of a lab file.
+
+    After the block those that still run are stopped in order, which is a check; after a failure they are killed, which is none.
+    """
+    started: list[Lab] = []
+
+    def start(text: str, *options: str, name: str = "lab") -> Lab:
+        file = directory / f"{name}.ini"
+        file.write_text(text)
+        started.append(Lab(file, *options))
+        return started[-1]
+
+    try:
+        yield start
+        for lab in reversed(started):
+            lab.stop()
+    finally:
+        for lab in started:
+            lab.close()
+
+
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """A port of 127.0.0.1 that nobody has now."""
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def left_behind() -> set[str]:
     """What a lab could leave on this host."""
     shared = {f"/dev/shm/{path.name}" for path in Path("/dev/shm").iterdir()}
     return shared | {f"interface {path.name}" for path in Path("/sys/class/net").iterdir()}

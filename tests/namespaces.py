@@ -5,7 +5,7 @@ import itertools
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 numbers = itertools.count(1)
 
@@ -13,8 +13,8 @@ numbers = itertools.count(1)
 class Namespace:
     """A network namespace; its loopback is up."""
 
-    def __init__(self, word: str) -> None:
-        self.name = f"t{os.getpid()}-{next(numbers)}-{word}"
+    def __init__(self, word: str, name: str | None = None) -> None:
+        self.name = name or f"t{os.getpid()}-{next(numbers)}-{word}"
         _ip("netns", "add", self.name)
         self.run("ip", "link", "set", "lo", "up")
 
@@ -62,6 +62,24 @@ class Namespace:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
         _ip("netns", "delete", self.name)
+
+
+def names() -> set[str]:
+    """Names of all network namespaces of this host that have one."""
+    return {line.split()[0] for line in _ip("netns").splitlines()}
+
+
+@contextlib.contextmanager
+def making() -> Iterator[Callable[..., Namespace]]:
+    """Make namespaces by calling what this gives; they are gone after the block."""
+    with contextlib.ExitStack() as stack:
+
+        def make(word: str, name: str | None = None) -> Namespace:
+            made = Namespace(word, name)
+            stack.callback(made.close)
+            return made
+
+        yield make
 
 
 def _ip(*words: str) -> str:

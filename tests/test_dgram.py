@@ -27,16 +27,6 @@ class Far:
             return None
 
 
-@pytest.fixture
-def wire(desk, tmp_path):
-    """A second port on the same switch, to see what comes out and to put frames in."""
-    far = Far(socket.AF_UNIX, str(tmp_path / "wire-far"))
-    desk.add(dgram, local__type="unix", local__path="wire", remote__type="unix", remote__path="wire-far")
-    far.send = lambda one: far.socket.sendto(one, str(tmp_path / "wire"))
-    yield far
-    far.socket.close()
-
-
 def free_port():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))

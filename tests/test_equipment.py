@@ -1,6 +1,5 @@
 """The equipment of the tests, without shardnet: if these fail, look here first."""
 
-import os
 import signal
 
 import pytest
@@ -35,6 +34,7 @@ def test_a_namespace_is_gone_with_its_processes():
     one = namespaces.Namespace("one")
     assert one.links() == {"lo"}
     with one.running("sleep", "1000") as sleeping:
+        until(lambda: "sleep" in one.run("cat", f"/proc/{sleeping.pid}/comm"), "sleep running")
         one.close()
         assert sleeping.wait(10) == -signal.SIGKILL
-    assert one.name not in os.listdir("/run/netns")
+    assert one.name not in namespaces.names()

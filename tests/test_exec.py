@@ -11,17 +11,7 @@ import pytest
 
 from desk import Far, frame
 from shardnet import options
-from shardnet.workers import exec, stream
-
-
-@pytest.fixture
-def wire(desk, tmp_path):
-    """A stream port on the same switch."""
-    place = desk.add(stream, server="on", addr__type="unix", addr__path="wire.sock")
-    with socket.socket(socket.AF_UNIX) as raw:
-        raw.connect(str(tmp_path / "wire.sock"))
-        desk.until(lambda: place.up)
-        yield Far(raw)
+from shardnet.workers import exec
 
 
 @pytest.mark.parametrize(

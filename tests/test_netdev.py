@@ -1,14 +1,15 @@
 """QEMU's -netdev strings, read as the sections that a lab file has for the same."""
 
 import json
+import os
 import re
-import shutil
 import subprocess
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import deadline
 from shardnet import lab, netdev
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
@@ -71,23 +72,26 @@ def test_a_section_is_written_as_a_lab_file_has_it(spec):
     )
 
 
-@pytest.mark.skipif(not shutil.which(QEMU), reason=f"{QEMU} is not installed (apt install qemu-system-x86)")
+@pytest.mark.needs(QEMU)
 def test_qemu_reads_the_same_names_and_values(tmp_path):
     specs = [
         "stream,id=vm1,server=on,addr.type=unix,addr.path=a,,b.sock",
         "addr.type=unix,addr.path=first.sock,addr.path=last.sock,type=stream,server=off,server=yes,id=vm2",
         '{"type": "stream", "id": "vm3", "server": true, "addr": {"type": "unix", "path": "c,,d.sock"}}',
     ]
+    sections = [netdev.read(spec) for spec in specs]
+    paths = {section.given["addr.path"] for section in sections}
     command = [QEMU, "-M", "none", "-nodefaults", "-display", "none", "-monitor", "stdio"]
     command += [word for spec in specs for word in ("-netdev", spec)]
-    done = subprocess.run(
-        command, input="info network\nquit\n", capture_output=True, text=True, cwd=tmp_path, timeout=60
-    )
-    sections = [netdev.read(spec) for spec in specs]
-    assert re.findall(r"^(vm\d): index=0,type=(\w+)", done.stdout, re.MULTILINE) == [
-        (section.name, section.kind) for section in sections
-    ]
-    assert {path.name for path in tmp_path.iterdir()} == {section.given["addr.path"] for section in sections}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as qemu:
+        try:
+            # QEMU listens in a thread of its own, some time after it has started.
+            deadline.until(lambda: set(os.listdir(tmp_path)) == paths, f"QEMU listens at {paths}")
+            said, _ = qemu.communicate("info network\nquit\n", timeout=60)
+        finally:
+            qemu.kill()
+    found = re.findall(r"^(vm\d): index=0,type=(\w+)", said, re.MULTILINE)
+    assert found == [(section.name, section.kind) for section in sections]
 
 
 @pytest.mark.parametrize(

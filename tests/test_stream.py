@@ -10,30 +10,7 @@ import pytest
 
 from desk import Far, frame
 from shardnet import addresses, links, options
-from shardnet.workers import dgram, stream
-
-
-@pytest.fixture
-def wire(desk, tmp_path):
-    """A second port on the same switch and a socket at its far end, to see what comes out and to put frames in."""
-    far = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    far.bind(str(tmp_path / "far"))
-    far.setblocking(False)
-    desk.add(dgram, local__type="unix", local__path="near", remote__type="unix", remote__path="far")
-
-    class Wire:
-        def send(self, *frames):
-            for one in frames:
-                far.sendto(one, str(tmp_path / "near"))
-
-        def receive(self):
-            try:
-                return far.recv(70000)
-            except BlockingIOError:
-                return None
-
-    yield Wire()
-    far.close()
+from shardnet.workers import stream
 
 
 def unix_server(desk, **more):

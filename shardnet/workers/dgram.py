@@ -321,7 +321,7 @@ def qemu(given: Options, run_dir: Path, version: tuple[int, ...]) -> list[str] |
     if given.multicast:
         keys = {"remote.type": "inet", "remote.host": str(given.remote_host), "remote.port": str(given.remote_port)}
         if given.local_host:
-            keys |= {"local.type": "inet", "local.host": given.local_host}
+            keys |= {"local.type": "inet", "local.host": given.local_host, "local.port": given.local_port or "0"}
         return addresses.netdev("dgram", keys)
     local, remote = given.local(run_dir), given.remote(run_dir)
     if remote is None and isinstance(local, addresses.Unix):

@@ -5,6 +5,7 @@ says goes to a file that a failure quotes. Each network device is a `-netdev` st
 eth0, eth1 and so on, in that order. An http server serves /srv on every address: a file crosses by wget, and its sha256 is compared.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -12,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import deadline
@@ -33,6 +34,7 @@ class Guest:
         self.netdevs = list(netdevs)
         self.directory = directory
         self.memory = memory
+        self.sums: dict[str, str] = {}  # of the files that it serves
         self.start()
 
     def mac(self, nic: int) -> str:
@@ -94,7 +96,8 @@ class Guest:
     def fill(self, name: str, megabytes: int) -> str:
         """Make a file of random bytes that others can fetch; returns its sha256."""
         said = self.run(f"head -c {megabytes}m /dev/urandom >/srv/{name} && sha256sum </srv/{name}", within=60)
-        return said.split()[0]
+        self.sums[name] = said.split()[0]
+        return self.sums[name]
 
     def fetch(self, url: str, within: float = 120) -> str:
         """Fetch a file from another guest's or host's http server; returns the sha256 of what came."""
@@ -132,6 +135,19 @@ class Guest:
         self.errors.seek(0)
         parts = {"printed": output, "QEMU": self.errors.read(), "console": self.console.read_bytes()[-2000:]}
         return "".join(f"\n{name}: {text.decode(errors='replace')}" for name, text in parts.items() if text)
+
+
+@contextlib.contextmanager
+def booting(directory: Path) -> Iterator[Callable[[list[str]], Guest]]:
+    """Boot guests by calling what this gives; they are gone after the block."""
+    with contextlib.ExitStack() as stack:
+
+        def boot(netdevs: list[str]) -> Guest:
+            booted = Guest(netdevs, directory)
+            stack.callback(booted.close)
+            return booted
+
+        yield boot
 
 
 def lacking() -> str | None:

@@ -69,7 +69,6 @@ struct Carried {
     history: u64,
     /// New addresses that may still be learnt this second.
     novelty: Novelty,
-    last_heard: (u64, u32),
 }
 
 #[derive(Default)]
@@ -90,8 +89,8 @@ pub struct Shard {
     view: View,
     now_s: u32,
     ports: Vec<Option<Box<Carried>>>,
-    /// Ports that are ours, lent ones not counted.
-    own: usize,
+    /// Ports that are ours, lent ones not among them.
+    own: Vec<Port>,
     producers: Vec<Option<Box<Producer>>>,
     consumers: Vec<Option<Box<Consumer>>>,
     /// A bit a worker: its lane has records that it was not shown.
@@ -122,7 +121,7 @@ impl Shard {
             view: View::default(),
             now_s: sys::now_s(),
             ports: (0..PORTS).map(|_| None).collect(),
-            own: 0,
+            own: Vec::new(),
             producers: (0..WORKERS).map(|_| None).collect(),
             consumers: (0..WORKERS).map(|_| None).collect(),
             unpublished: 0,
@@ -185,14 +184,13 @@ impl Shard {
             way: None,
             history: 0,
             novelty: Novelty::default(),
-            last_heard: (0, 0),
         };
         if !lent {
             for fd in carried.descriptors() {
                 sys::nonblocking(fd)?;
             }
             self.listen(&carried)?;
-            self.own += 1;
+            self.own.push(port);
         }
         self.ports[usize::from(port)] = Some(Box::new(carried));
         Ok(())
@@ -221,7 +219,6 @@ impl Shard {
         if carried.lent {
             return;
         }
-        self.own -= 1;
         for fd in carried.descriptors() {
             self.epoll.remove(fd);
         }
@@ -229,6 +226,7 @@ impl Shard {
         cell.drop(Cause::TxDown, carried.queued() as u64);
         cell.set(Counter::Queued, 0);
         let other = |&port: &Port| port != carried.port;
+        self.own.retain(other);
         self.readable.retain(other);
         self.dirty.retain(other);
         self.held.retain(other);
@@ -309,18 +307,16 @@ impl Shard {
     /// Did anything come into our lanes since we looked?
     fn has_mail(&mut self) -> bool {
         let senders = self.arena.worker(self.me).senders.0.load(Ordering::Acquire);
-        bits(senders).any(|from| {
-            let single_stuck = self.own == 1 && self.capture.is_none() && self.is_any_full();
-            !single_stuck && self.consumer(from).has_more()
-        })
+        !self.is_stuck() && bits(senders).any(|from| self.consumer(from).has_more())
     }
 
-    fn is_any_full(&self) -> bool {
-        self.dirty_or_waiting().any(Carried::is_full)
-    }
-
-    fn dirty_or_waiting(&self) -> impl Iterator<Item = &Carried> {
-        self.ports.iter().flatten().map(Box::as_ref).filter(|carried| carried.waits_writable)
+    /// Is there one port only, and does it take no more? Then its lanes are its queue. With several ports, one that is
+    /// stuck must not hold up the others, and what comes for it is dropped.
+    fn is_stuck(&self) -> bool {
+        match self.own[..] {
+            [only] => self.ports[usize::from(only)].as_ref().is_some_and(|carried| carried.is_full()),
+            _ => false,
+        }
     }
 
     fn wake(&mut self, port: Port, events: u32) {
