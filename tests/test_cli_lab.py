@@ -303,6 +303,7 @@ def test_a_plug_ends_with_its_input_or_with_the_lab_and_takes_the_port_along(plu
     deadline.until(lambda: "left" not in names(demo), "the port gone")
     demo.shardnet("stop")
     assert right.wait(10) == 69
+    assert demo.supervisor.wait(10) == 0
     left.stdin = None
 
 
