@@ -5,13 +5,10 @@ needs beside them. docopt reads the command line by it; `shardnet --help`, the c
 the same words.
 """
 
-import ast
-import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import docopt
 
@@ -48,6 +45,8 @@ def number(arguments: dict[str, Any], option: str, least: int, most: int) -> int
 
 def commands() -> dict[str, str]:
     """The commands and their usage texts, by name; hidden ones, which begin with an underscore, are left out."""
+    import ast  # 3 ms, and most calls do without
+
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         if not path.stem.startswith("_"):
@@ -86,12 +85,13 @@ def summary(text: str) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint to append to "unknown": the known word nearest to `word`, or nothing."""
+    import difflib
+
     near = difflib.get_close_matches(word, list(known), n=1)
     return f' (did you mean "{near[0]}"?)' if near else ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """One line of a usage text's `Options:`."""
 
     names: tuple[str, ...]  # as typed, "-l" and "--lab"
