@@ -317,6 +317,33 @@ def test_a_plug_puts_the_flags_of_its_descriptors_back(demo):
         assert not fcntl.fcntl(there, fcntl.F_GETFL) & os.O_NONBLOCK
 
 
+@pytest.mark.needs("vde_switch", "vde_plug", "dpipe")
+def test_a_plug_joins_the_lab_to_a_switch_of_vdes(plugged, tmp_path):
+    demo, left, _ = plugged
+    switch, pid = tmp_path / "ctl", tmp_path / "pid"
+    subprocess.run(["vde_switch", "-s", switch, "-d", "-p", pid], check=True)
+    number = int(deadline.until(lambda: pid.exists() and pid.read_text().strip(), "the switch"))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    try:
+        words = ["dpipe", "vde_plug", switch, "=", SHARDNET, "plug", "vde"]
+        with (
+            subprocess.Popen(words, env=demo.environment) as joined,
+            subprocess.Popen(["vde_plug", switch], **pipes) as far,
+        ):
+            demo.until_up("vde")
+            far.stdin.write(PLUG)
+            far.stdin.flush()
+            deadline.readable(left.stdout.fileno(), "the frame from the far side of VDE's switch")
+            assert os.read(left.stdout.fileno(), 4096) == PLUG
+            far.kill()
+            os.kill(number, signal.SIGTERM)  # and with the switch go the plug, dpipe and the port
+            joined.wait(10)
+        deadline.until(lambda: "vde" not in names(demo), "the port gone")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("words", [["plug"], ["capture", "vm1"]])
 def test_binary_is_not_for_a_terminal(demo, words):
     master, slave = os.openpty()
