@@ -31,6 +31,7 @@ class Member:
         self.restarts = restarts.Restarts()
         self.pulse = pulse.Pulse()
         self.timer: int | None = None
+        self.faults = 0  # of the slot, before this process and in its life
 
     @property
     def title(self) -> str:
@@ -176,6 +177,7 @@ class Crew:
     def _start(self, member: Member) -> None:
         member.timer = None
         member.pulse = pulse.Pulse()
+        member.faults = self.arena.faults(member.slot)
         member.state = "starting"
         try:
             member.child = self.process(
@@ -271,6 +273,11 @@ class Crew:
 
     def _look_at(self, member: Member) -> None:
         if member.child is None:
+            return
+        if self.arena.faults(member.slot) > member.faults:
+            member.faults = self.arena.faults(member.slot)
+            self.journal.note("fault", "broke the rules of a lane: killed", worker=member.title, level=journal.ERROR)
+            member.child.kill()
             return
         beat = self.arena.beat(member.slot)
         state = pulse.process_state(member.child.pid) if member.pulse.stands(beat) else "R"
