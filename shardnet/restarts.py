@@ -14,8 +14,8 @@ HEALTHY_S = 5.0
 class Restarts:
     """The deaths of one worker, and what follows from them.
 
-    A worker that has lived for HEALTHY_S is started again at once, like one that never died. Up to a quarter is added to each delay at random,
-    so that workers which died of one cause do not come back in step.
+    A worker that has lived for HEALTHY_S is started again at once, like one that never died. Up to a quarter is added to
+    each delay at random, so that workers which died of one cause do not come back in step.
     """
 
     def __init__(self, chance: Callable[[], float] = random.random) -> None:
