@@ -12,6 +12,7 @@ LAYERS = [
     r"cli(\..*)?",
     r"supervisor|operations|captures",
     r"crew|clients",
+    r"processes",
     r"child|ports|journal|notify|store|pulse|restarts|loop",
     r"worker",
     r"netdev",
@@ -26,7 +27,7 @@ LAYERS = [
     r"options|rundir",
     r"_core",
 ]
-SAME = {0, 1, 3, 12}
+SAME = {0, 1, 4, 13}
 
 
 def layer(module):

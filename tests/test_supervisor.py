@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,6 +115,11 @@ def worker(name: str) -> int:
     return port(name)["pid"]
 
 
+def attached(told: dict, before: int) -> bool:
+    """True when a port is carried by another process than before."""
+    return told["state"] == "waiting" and told["pid"] not in (before, None)
+
+
 def guest(lab: Lab, name: str) -> socket.socket:
     """Attach to a port as QEMU's -netdev stream does."""
     sock = socket.socket(socket.AF_UNIX)
@@ -139,6 +145,7 @@ def carried(one: socket.socket, other: socket.socket, tag: int) -> None:
         send(one, frame)
         with contextlib.suppress(TimeoutError):
             if receive(other) == frame:
+                other.settimeout(LIMIT_S)
                 return
     raise AssertionError("no frame came through")
 
@@ -165,7 +172,7 @@ def test_a_killed_worker_is_back_with_its_socket_and_the_others_never_went(demo:
     demo.start().ready()
     before, other = worker("vm1"), worker("vm2")
     os.kill(before, signal.SIGKILL)
-    took = until(lambda: port("vm1")["pid"] not in (before, None) and port("vm1")["state"] == "waiting")
+    took = until(lambda: attached(port("vm1"), before))
     assert took < 1
     assert worker("vm2") == other
     with guest(demo, "vm1") as one, guest(demo, "vm2") as two:
@@ -198,6 +205,46 @@ def test_descriptors_and_processes_are_as_before_after_twenty_kills(demo: Lab) -
                 lab.port_reset("vm1")
         until(lambda: port("vm1")["state"] == "waiting")
         until(lambda: held() == before)
+
+
+def test_kills_of_other_workers_cost_two_ports_no_frame(demo: Lab) -> None:
+    victims = [f"victim{number}" for number in range(14)]
+    text = "[lab]\nname = demo\nshards = 16\n" + TWO
+    for name in victims:
+        text += f"[stream {name}]\nserver = on\naddr.type = unix\naddr.path = {name}.sock\n"
+    demo.start(text).ready()
+    with guest(demo, "vm1") as one, guest(demo, "vm2") as two, shardnet.connect("demo") as lab:
+        carried(one, two, 0)
+        sent, stop = 0, threading.Event()
+        heard: list[int] = []
+
+        def listen() -> None:
+            while (frame := receive(two))[-8:] != b"\xff" * 8:
+                heard.append(struct.unpack(">Q", frame[-8:])[0])
+
+        def speak() -> None:
+            nonlocal sent
+            while not stop.wait(0.001):
+                for _ in range(10):
+                    sent += 1
+                    send(one, FRAME[:-8] + struct.pack(">Q", sent))
+            send(one, FRAME[:-8] + b"\xff" * 8)
+
+        threads = [threading.Thread(target=target) for target in (listen, speak)]
+        for thread in threads:
+            thread.start()
+        worst = 0.0
+        for number in range(50):
+            name = victims[number % len(victims)]
+            before = worker(name)
+            os.kill(before, signal.SIGSTOP if number % 10 == 9 else signal.SIGKILL)
+            worst = max(worst, until(lambda name=name, before=before: attached(lab.ports(name)[0], before)))
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert heard == list(range(1, sent + 1))
+    assert sent > 1000
+    assert worst < 2
 
 
 def test_a_crash_loop_fails_its_port_alone_and_a_reset_heals_it(demo: Lab) -> None:
@@ -404,3 +451,9 @@ def test_the_service_manager_is_told_when_the_lab_is_ready(demo: Lab, monkeypatc
         demo.program.send_signal(signal.SIGTERM)
         assert manager.recv(1000).startswith(b"STOPPING=1")
         demo.over()
+
+
+def test_a_worker_is_called_after_its_port(demo: Lab) -> None:
+    demo.start().ready()
+    assert Path(f"/proc/{worker('vm1')}/cmdline").read_bytes().rstrip(b"\0") == b"shardnet demo stream vm1"
+    assert Path(f"/proc/{worker('vm1')}/comm").read_text() == "stream vm1\n"
