@@ -123,7 +123,9 @@ class Lab:
         for pid in self.processes():
             deadline.ended(pid, f"the end of process {pid}: {_title(pid)}", within)
         # Other labs of this host come and go too: only what stays is ours.
-        deadline.until(lambda: not left_behind() - self.before, f"nothing left of {left_behind() - self.before}", within)
+        deadline.until(
+            lambda: not left_behind() - self.before, f"nothing left of {left_behind() - self.before}", within
+        )
         sockets = [path.name for path in self.run_dir.glob("**/*") if path.is_socket()]
         assert not sockets, f"left behind in the run directory: {', '.join(sockets)}"
 
