@@ -30,6 +30,7 @@ class Member:
         self.state = "starting"  # running, restarting, failed
         self.restarts = restarts.Restarts()
         self.pulse = pulse.Pulse()
+        self.faults = 0
         self.timer: int | None = None
 
     @property
@@ -189,6 +190,8 @@ class Crew:
             self._hand(member.child, port, prepare=True)
         for port in wanted:
             member.child.send({"op": "open", "port": port.id})
+        for port in self.ports:
+            self._lend(member, port)
         if not self._looking:
             self._looking = True
             self.loop.later(pulse.LOOK_S, self._look)
@@ -272,6 +275,12 @@ class Crew:
     def _look_at(self, member: Member) -> None:
         if member.child is None:
             return
+        faults = self.arena.faults(member.slot)
+        if faults != member.faults:
+            member.faults = faults
+            self.journal.note("fault", "wrote a record that cannot be: killed", worker=member.title, level=journal.ERROR)
+            member.child.kill()
+            return
         beat = self.arena.beat(member.slot)
         state = pulse.process_state(member.child.pid) if member.pulse.stands(beat) else "R"
         verdict = member.pulse.look(self.loop.clock(), beat, state)
@@ -308,7 +317,11 @@ class Crew:
             case "deposit" if fds and port.state != "failed":
                 self.store.deposit(port.id, text["key"], fds.pop())
             case "forget":
-                self.store.forget(port.id, text["key"])
+                self._forget(port, text["key"])
+            case "lend" if text["key"] in dict(self.store.of(port.id)):
+                port.lent = text["key"]
+                for member in self.members.values():
+                    self._lend(member, port)
             case "log":
                 self.journal.note("log", text["text"], port=port.name, section=port.title)
             case "removed":
@@ -363,6 +376,19 @@ class Crew:
     def _keep(self, to: Any, port: ports.Port) -> None:
         for key, fd in self.store.of(port.id):
             to.send({"op": "keep", "port": port.id, "key": key}, [fd])
+
+    def _lend(self, member: Member, port: ports.Port) -> None:
+        """Let a worker write to the descriptor of another's port itself: one process fewer on the way of a frame."""
+        if port.lent is not None and port.id not in member.ports and member.child is not None:
+            member.child.send({"op": "lend", "port": port.id}, [dict(self.store.of(port.id))[port.lent]])
+
+    def _forget(self, port: ports.Port, key: str) -> None:
+        if key == port.lent:
+            port.lent = None
+            for member in self.members.values():
+                if member.child is not None and port.id not in member.ports:
+                    member.child.send({"op": "unlend", "port": port.id})
+        self.store.forget(port.id, key)
 
     def _prepare_and_open(self, port: ports.Port) -> None:
         """Have a helper prepare a port, then its worker open it."""
@@ -431,7 +457,8 @@ class Crew:
             self._withdraw([port], dropped)
 
         def dropped() -> None:
-            self.store.drop(port.id)
+            for key in list(dict(self.store.of(port.id))):
+                self._forget(port, key)
             then()
 
         if member.child is None:
@@ -447,7 +474,7 @@ class Crew:
 
     def _withdraw(self, gone: Sequence[ports.Port], then: Callable[[], None]) -> None:
         """Have a helper undo what the ports did to the host, as far as their kinds know of such things."""
-        affected = [port for port in gone if not port.plugged and hasattr(kinds.module(port.section.kind), "withdraw")]
+        affected = [port for port in gone if _withdraws(port)]
         left = {port.id for port in affected}
 
         def heard(message: dict[str, Any], _fds: list[int]) -> None:
@@ -480,6 +507,12 @@ class Crew:
         for port in affected:
             self._hand(helper, port, prepare=False)
             helper.send({"op": "withdraw", "port": port.id})
+
+
+def _withdraws(port: ports.Port) -> bool:
+    """Has the port done something to the host that is to be undone?"""
+    module = kinds.module(port.section.kind)
+    return not port.plugged and hasattr(module, "withdraw") and module.withdraws(port.section.options)
 
 
 def _ordinal(number: int) -> str:
