@@ -100,10 +100,11 @@ def test_tcp_crosses_in_super_frames(pair, address):
 
 
 def test_udp_crosses_without_a_loss_but_what_the_receiver_is_too_slow_for(pair):
+    before = pair.lab.json("drops")  # the kernel's first words may come while the other port is not open yet
     report = pair.iperf3("10.1.1.2", "--udp", "--bitrate", "20M", "--length", "1400", "--time", "2")
     assert report["sum"]["packets"] > 1000
     assert report["sum"]["lost_packets"] == counted(pair.right, "UdpRcvbufErrors")
-    assert pair.lab.json("drops") == []
+    assert pair.lab.json("drops") == before
     assert pair.wrong_checksums() == 0
 
 
