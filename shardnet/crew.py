@@ -182,6 +182,8 @@ class Crew:
             self.processes.hand(member.child, port, prepare=True)
         for port in wanted:
             member.child.send({"op": "open", "port": port.id})
+        for port in self.ports:
+            self._lend(member, port)
         if not self._looking:
             self._looking = True
             self.loop.later(pulse.LOOK_S, self._look)
@@ -306,7 +308,11 @@ class Crew:
             case "deposit" if fds and port.state != "failed":
                 self.store.deposit(port.id, text["key"], fds.pop())
             case "forget":
-                self.store.forget(port.id, text["key"])
+                self._forget(port, text["key"])
+            case "lend" if text["key"] in dict(self.store.of(port.id)):
+                port.lent = text["key"]
+                for member in self.members.values():
+                    self._lend(member, port)
             case "log":
                 self.journal.note("log", text["text"], port=port.name, section=port.title)
             case "removed":
@@ -342,6 +348,19 @@ class Crew:
             port.lost()
 
     # Descriptors and helpers.
+
+    def _lend(self, member: Member, port: ports.Port) -> None:
+        """Let a worker write to the descriptor of another's port itself: one process fewer on the way of a frame."""
+        if port.lent is not None and port.id not in member.ports and member.child is not None:
+            member.child.send({"op": "lend", "port": port.id}, [dict(self.store.of(port.id))[port.lent]])
+
+    def _forget(self, port: ports.Port, key: str) -> None:
+        if key == port.lent:
+            port.lent = None
+            for member in self.members.values():
+                if member.child is not None and port.id not in member.ports:
+                    member.child.send({"op": "unlend", "port": port.id})
+        self.store.forget(port.id, key)
 
     def _prepare_and_open(self, wanted: Sequence[ports.Port]) -> None:
         """Have a helper prepare ports, then their workers open them."""
@@ -386,7 +405,8 @@ class Crew:
             self.processes.withdraw([port], dropped)
 
         def dropped() -> None:
-            self.store.drop(port.id)
+            for key in list(dict(self.store.of(port.id))):
+                self._forget(port, key)
             then()
 
         if member.child is None:

@@ -44,6 +44,7 @@ class Port:
                 shard.add_dgram(port, self.fds[0])
             case "tap":
                 shard.add_tap(port, self.fds)
+                self.place.lend("fd0")
         self.place.state("up", "plugged by a client")
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ class Port:
     detail: str = ""
     waiters: list[Callable[[str | None], None]] = dataclasses.field(default_factory=list)
     removed: Callable[[], None] | None = None  # called when the worker has let go of it
+    lent: str | None = None  # the deposit that other workers may write to
     lost: Callable[[], None] | None = None  # called when it fails and cannot be had again: it was plugged
 
     @property

@@ -81,7 +81,7 @@ class Processes:
 
     def withdraw(self, gone: Sequence[ports.Port], then: Callable[[], None]) -> None:
         """Have a helper undo what ports did to the host, as far as their kinds know how; then call `then`."""
-        affected = [port for port in gone if not port.plugged and hasattr(kinds.module(port.section.kind), "withdraw")]
+        affected = [port for port in gone if _withdraws(port)]
         left = {port.id for port in affected}
 
         def said(port: ports.Port, message: dict[str, Any], fds: list[int]) -> None:
@@ -137,3 +137,9 @@ class Processes:
         helper = self.start(heard, gone)
         self._helpers.add(helper)
         return helper
+
+
+def _withdraws(port: ports.Port) -> bool:
+    """Has the port done something to the host that is to be undone?"""
+    module = kinds.module(port.section.kind)
+    return not port.plugged and hasattr(module, "withdraw") and module.withdraws(port.section.options)

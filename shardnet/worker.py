@@ -71,6 +71,10 @@ class Place:
             os.close(self.kept.pop(key))
             self.tell("forget", key=key)
 
+    def lend(self, key: str) -> None:
+        """Let the other workers of the lab write to this deposit, a queue of a TAP, while nothing of theirs waits in a lane to us."""
+        self.tell("lend", key=key)
+
     def keep(self, key: str, fd: int) -> None:
         """Take over a descriptor under this key, in the place of an older one."""
         if key in self.kept:
@@ -142,6 +146,7 @@ class Worker:
         self.fds: list[int] = []  # arena and doorbells
         self.places: dict[int, Place] = {}
         self.kept: dict[int, dict[str, int]] = {}  # what came for ports that are not added yet
+        self.lent: dict[int, int] = {}  # descriptors of other workers' ports
         self.capturing = False
 
     def run(self) -> None:
@@ -178,7 +183,12 @@ class Worker:
                     self.kept.setdefault(port, {})[key] = fds[0]
             case {"op": "add", "port": port}:
                 self._add(port, message)
+            case {"op": "lend", "port": port}:
+                self._lend(port, fds[0])
+            case {"op": "unlend", "port": port}:
+                self._unlend(port)
             case {"op": "open", "port": port}:
+                self._unlend(port)
                 self._carry()
                 if place := self.places.get(port):
                     self.attempt(place, self._open, place)
@@ -234,6 +244,19 @@ class Worker:
     def _open(self, place: Place) -> None:
         place.carrier.open()
         place.tell("opened")
+
+    def _lend(self, port: int, fd: int) -> None:
+        self._unlend(port)
+        if self.shard is None or port in self.places:
+            os.close(fd)
+            return
+        self.shard.lend(port, fd)
+        self.lent[port] = fd
+
+    def _unlend(self, port: int) -> None:
+        if port in self.lent and self.shard is not None:
+            self.shard.remove(port)
+            os.close(self.lent.pop(port))
 
     def _carry(self) -> None:
         """Become what carries frames: from here on without privileges."""

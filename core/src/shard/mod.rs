@@ -144,7 +144,9 @@ impl Shard {
 
     /// Write to another worker's TAP ourselves, while nothing of ours waits in the lane to that worker.
     pub fn lend(&mut self, port: Port, queue: RawFd) -> io::Result<()> {
-        self.remove(port);
+        if self.ports.get(usize::from(port)).is_some_and(|there| there.as_ref().is_some_and(|there| there.lent)) {
+            self.remove(port);
+        }
         self.add(port, Engine::Tap(Tap::new(vec![queue])), true)
     }
 
@@ -170,8 +172,10 @@ impl Shard {
         if port == 0 || usize::from(port) >= PORTS {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such port"));
         }
-        if self.ports[usize::from(port)].is_some() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the port is carried already"));
+        match &self.ports[usize::from(port)] {
+            Some(there) if there.lent && !lent => self.remove(port), // it was another worker's, and is ours now
+            Some(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the port is carried already")),
+            None => {}
         }
         let carried = Carried {
             port,
@@ -275,7 +279,9 @@ impl Shard {
         let mut busy = self.drain_lanes();
         busy |= self.read_ports();
         self.flush();
-        busy
+        // What was written out has made room: a port that waited for it is read at once, and not after a nap.
+        self.review_held();
+        busy | !self.readable.is_empty()
     }
 
     fn wait(&mut self, busy: bool, left: Option<Duration>) -> io::Result<()> {
