@@ -334,6 +334,7 @@ def main(sock: socket.socket) -> None:
                 number, lambda *_: None
             )  # meant for the supervisor, which tells us; SIG_IGN would be inherited
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.environ.pop("PYTHONSAFEPATH", None)  # meant for the forkserver, not for the commands of ports
         worker = Worker(socket.socket(fileno=_alone(sock.detach())))
         worker.run()
     except EOFError:
