@@ -282,8 +282,7 @@ class Crew:
             member.child.kill()
             return
         beat = self.arena.beat(member.slot)
-        state = pulse.process_state(member.child.pid) if member.pulse.stands(beat) else "R"
-        verdict = member.pulse.look(self.loop.clock(), beat, state)
+        verdict = member.pulse.look(self.loop.clock(), beat, pulse.process_state(member.child.pid))
         if verdict == "ring":
             os.eventfd_write(self.doorbells[member.slot], 1)
             if member.pulse.doubtful:
