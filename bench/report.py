@@ -22,7 +22,11 @@ TABLES = (
     ("kill -9 of one worker", ("kill", "kill lost")),
 )
 
-ORDER = [kind.name for kind in (*peers.TAPS, *peers.STREAMS)]
+LOAD = os.getloadavg()  # of others, before this run adds its own
+ORDER = [
+    peers.Relay.name,
+    *(kind.name for kind in (*peers.TAPS, *peers.STREAMS)),
+]  # whatever else there is stands first
 
 HOW_TO_READ = """\
 A cell is the median over the rounds, the lowest and the highest value in brackets, and after × the ratio to the table's control
@@ -58,7 +62,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 def measured(samples: Samples, names: Iterable[str]) -> list[str]:
     """The table of these measures, a row a subject, in a fixed order."""
     names = [name for name in names if name in samples.values]
-    subjects = sorted(samples.subjects(*names), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    subjects = sorted(samples.subjects(*names), key=lambda name: ORDER.index(name) if name in ORDER else -1)
     rows = [["", *(f"{MEASURES[name].title}, {MEASURES[name].unit}" for name in names)]]
     return table(rows + [[subject, *(cell(samples, name, subject) for name in names)] for subject in subjects])
 
@@ -160,6 +164,7 @@ def machine() -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "CPU": f"{model}, {len(os.sched_getaffinity(0))} cores",
         "memory": f"{memory:.0f} GiB",
+        "load before": "{:.1f} {:.1f} {:.1f} (1, 5, 15 minutes)".format(*LOAD),
         **peers.versions(),
     }
 
