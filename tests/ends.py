@@ -73,7 +73,7 @@ class Stream(End):
 
     def __init__(self, name: str, address: int) -> None:
         super().__init__(name, address)
-        self._in, self._out = bytearray(), b""
+        self._in, self._out, self._broken = bytearray(), b"", False
 
     @property
     def keys(self) -> str:
@@ -88,11 +88,11 @@ class Stream(End):
                 fresh.close()
                 return
             fresh.setblocking(False)
-            self.socket, self._out = fresh, b""
+            self.socket, self._out, self._broken = fresh, b"", False
             self._in.clear()
 
     def send(self, one: bytes) -> bool:
-        if self.socket is None or not self.flush():
+        if self.socket is None or not self.flush() or self._broken:
             return False
         self._out = len(one).to_bytes(4, "big") + one
         self.sent += 1
@@ -106,9 +106,9 @@ class Stream(End):
                 self._out = self._out[self.socket.send(self._out) :]
             except BlockingIOError:
                 return False
-            except OSError:
-                self.close()
-        return not self._out
+            except OSError:  # what has come before is still to be read
+                self._out, self._broken = b"", True
+        return True
 
     def frames(self) -> Iterator[bytes]:
         if self.socket is not None:
