@@ -24,7 +24,7 @@ class Capture:
         self._ports = taken
         self._counts = {"written": 0, "lost": 0}
         self._running = False
-        self._child: Any = team.process(self._heard, self._ended, slot)
+        self._child: Any = team.processes.start(self._heard, self._ended, slot)
         team.lent.add(slot)
         request.client.owed += 1
         request.client.ties.append(self._stop)

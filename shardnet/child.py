@@ -20,6 +20,7 @@ from shardnet import line, loop
 Heard = Callable[[dict[str, Any], list[int]], None]
 Ended = Callable[[str], None]
 EXIT_WAIT_S = 0.5  # the forkserver reaps a dead child and says how it ended; a busy machine may need a moment
+SAFE = "PYTHONSAFEPATH"  # python(1)
 OURS = (signal.SIGTERM, signal.SIGHUP)  # meant for the supervisor, sent by some to all processes of a group or service
 
 
@@ -40,6 +41,7 @@ class Forkserver:
 
     def ensure(self) -> None:
         """Start it again if it died."""
+        os.environ[SAFE] = "1"  # both are `python -c`, which would import from the current directory first
         multiprocess.resource_tracker.ensure_running()  # first, because it unblocks the signals
         signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
         tempfile.tempdir = f"/proc/self/fd/{self._directory_fd}"  # short enough for a socket, wherever the directory is
@@ -47,6 +49,7 @@ class Forkserver:
             multiprocess.forkserver.ensure_running()
         finally:
             tempfile.tempdir = None
+            del os.environ[SAFE]
             signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
 
     def fork(self, sock: socket.socket) -> Any:

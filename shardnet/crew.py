@@ -1,8 +1,7 @@
 """The workers of a lab: who carries which port, who is alive, who starts again.
 
 A port goes to the worker that its `shard` names, else to one of its own while there are few, else to the worker with
-the fewest. A worker drops its privileges when it first opens a port. So whatever needs them later (a port added to it,
-a TAP that vanished) is prepared by a helper: a process of the same forkserver that leaves descriptors in the store.
+the fewest. What takes privileges later (a port added to a worker, a TAP that vanished) is prepared by a helper.
 """
 
 import os
@@ -10,11 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shardnet import _core, child, journal, kinds, lab, loop, ports, pulse, restarts, store
+from shardnet import _core, child, journal, lab, loop, ports, processes, pulse, restarts, store
 
 AUTO_MAX = 56  # workers that `shards` did not ask for; the rest of the slots is for captures
 DRAIN_S = 0.7
-WITHDRAW_S = 5.0
 RETRY_S, RETRY_MAX_S = 0.2, 5.0
 TEXTS = ("op", "key", "error", "state", "detail", "text")  # of a worker's messages
 STATES = ("up", "waiting", "down")
@@ -30,8 +28,8 @@ class Member:
         self.state = "starting"  # running, restarting, failed
         self.restarts = restarts.Restarts()
         self.pulse = pulse.Pulse()
-        self.faults = 0
         self.timer: int | None = None
+        self.faults = 0  # of the slot, before this process and in its life
 
     @property
     def title(self) -> str:
@@ -56,14 +54,14 @@ class Crew:
         doorbells: Sequence[int],
         shards: int | None,
     ) -> None:
-        self.loop, self.ports, self.journal, self.fork = turns, table, notes, fork
+        self.loop, self.ports, self.journal = turns, table, notes
         self.arena = table.arena
-        self.name, self.run_dir = name, run_dir
-        self.arena_fd, self.doorbells = arena_fd, doorbells
+        self.doorbells = doorbells
         self.limit = shards or min(max(8, 4 * (os.cpu_count() or 1)), AUTO_MAX)
         self.store = store.Store()
+        setup = {"lab": name, "run_dir": str(run_dir)}
+        self.processes = processes.Processes(turns, fork, self.store, notes, setup, [arena_fd, *doorbells])
         self.members: dict[int, Member] = {}
-        self.helpers: set[Any] = set()
         self.lent: set[int] = set()  # slots of captures
         self._used: set[int] = set()  # slots that had a process once
         self._looking = False
@@ -73,7 +71,7 @@ class Crew:
 
     def add(self, new: Sequence[ports.Port]) -> None:
         """Have ports carried; each one settles when it is open, or has failed."""
-        fresh = []
+        fresh, hot = [], []
         for port in new:
             member = self._choose(port.section.options.shard)
             port.slot = member.slot
@@ -82,9 +80,10 @@ class Crew:
             if member.child is None and member.state == "starting":
                 fresh.append(member)
             else:
-                self._prepare_and_open(port)
+                hot.append(port)
         for member in dict.fromkeys(fresh):
             self._start(member)
+        self._prepare_and_open(hot)
 
     def remove(self, port: ports.Port, then: Callable[[], None]) -> None:
         """Take a port away for good, then call `then`."""
@@ -113,7 +112,7 @@ class Crew:
             if member.child is None:
                 self._revive(member)
             else:
-                self._prepare_and_open(port)
+                self._prepare_and_open([port])
 
         self._let_go(port, again)
 
@@ -126,13 +125,12 @@ class Crew:
             self._revive(member)
         else:
             self._change(port, "starting")
-            self._prepare_and_open(port)
+            self._prepare_and_open([port])
 
     def stop(self, then: Callable[[], None]) -> None:
         """End every worker in order, whoever is late by force; then undo what ports did to the host."""
         self._stopping = then
-        for helper in list(self.helpers):
-            helper.kill()
+        self.processes.kill_helpers()
         for member in self.members.values():
             if member.timer is not None:
                 self.loop.cancel(member.timer)
@@ -153,13 +151,6 @@ class Crew:
             self._used.add(number)
         return number
 
-    def process(self, heard: child.Heard, ended: child.Ended, slot: int = -1) -> Any:
-        """Start a process for a slot, or a helper that needs none, and tell it where it is."""
-        made = self.fork(self.loop, heard, ended)
-        fds = [self.arena_fd, *self.doorbells] if slot >= 0 else []
-        made.send({"op": "setup", "lab": self.name, "worker": slot, "run_dir": str(self.run_dir)}, fds)
-        return made
-
     def _choose(self, shard: str | None) -> Member:
         if shard is not None:
             found = next((member for member in self.members.values() if member.shard == shard), None)
@@ -177,9 +168,10 @@ class Crew:
     def _start(self, member: Member) -> None:
         member.timer = None
         member.pulse = pulse.Pulse()
+        member.faults = self.arena.faults(member.slot)
         member.state = "starting"
         try:
-            member.child = self.process(
+            member.child = self.processes.start(
                 lambda message, fds: self._heard(member, message, fds), lambda how: self._died(member, how), member.slot
             )
         except OSError as error:
@@ -187,7 +179,7 @@ class Crew:
             return
         wanted = [port for port in member.ports.values() if port.state not in ("failed", "removing")]
         for port in wanted:
-            self._hand(member.child, port, prepare=True)
+            self.processes.hand(member.child, port, prepare=True)
         for port in wanted:
             member.child.send({"op": "open", "port": port.id})
         for port in self.ports:
@@ -261,7 +253,7 @@ class Crew:
         if self._stopping is None or any(member.child is not None for member in self.members.values()):
             return
         then, self._stopping = self._stopping, lambda: None
-        self._withdraw(list(self.ports), then)
+        self.processes.withdraw(list(self.ports), then)
 
     # Liveness.
 
@@ -275,10 +267,9 @@ class Crew:
     def _look_at(self, member: Member) -> None:
         if member.child is None:
             return
-        faults = self.arena.faults(member.slot)
-        if faults != member.faults:
-            member.faults = faults
-            self.journal.note("fault", "wrote a record that cannot be: killed", worker=member.title, level=journal.ERROR)
+        if self.arena.faults(member.slot) > member.faults:
+            member.faults = self.arena.faults(member.slot)
+            self.journal.note("fault", "broke the rules of a lane: killed", worker=member.title, level=journal.ERROR)
             member.child.kill()
             return
         beat = self.arena.beat(member.slot)
@@ -358,25 +349,6 @@ class Crew:
 
     # Descriptors and helpers.
 
-    def _hand(self, to: Any, port: ports.Port, prepare: bool) -> None:
-        """Give a process a port with what was deposited for it."""
-        self._keep(to, port)
-        to.send(
-            {
-                "op": "add",
-                "port": port.id,
-                "kind": port.section.kind,
-                "name": port.name,
-                "given": dict(port.section.given),
-                "prepare": prepare,
-                "plugged": port.plugged,
-            }
-        )
-
-    def _keep(self, to: Any, port: ports.Port) -> None:
-        for key, fd in self.store.of(port.id):
-            to.send({"op": "keep", "port": port.id, "key": key}, [fd])
-
     def _lend(self, member: Member, port: ports.Port) -> None:
         """Let a worker write to the descriptor of another's port itself: one process fewer on the way of a frame."""
         if port.lent is not None and port.id not in member.ports and member.child is not None:
@@ -390,33 +362,32 @@ class Crew:
                     member.child.send({"op": "unlend", "port": port.id})
         self.store.forget(port.id, key)
 
-    def _prepare_and_open(self, port: ports.Port) -> None:
-        """Have a helper prepare a port, then its worker open it."""
-        member = self.members[port.slot]
-        carrier = member.child
+    def _prepare_and_open(self, wanted: Sequence[ports.Port]) -> None:
+        """Have a helper prepare ports, then their workers open them."""
+        carriers = {port.id: self.members[port.slot].child for port in wanted}
 
-        def then(error: str | None) -> None:
-            if port.state != "starting" or member.child is not carrier or carrier is None:
+        def then(port: ports.Port, error: str | None) -> None:
+            carrier = carriers[port.id]
+            if port.state != "starting" or self.members[port.slot].child is not carrier:
                 return  # its worker died meanwhile, and the next one prepares it with the others
             if error is not None:
                 self._fail(port, error)
                 return
-            self._hand(carrier, port, prepare=False)
+            self.processes.hand(carrier, port, prepare=False)
             carrier.send({"op": "open", "port": port.id})
 
-        if carrier is not None:
-            self._prepare(port, then)
+        self.processes.prepare([port for port in wanted if carriers[port.id] is not None], self._about, then)
 
     def _again(self, port: ports.Port, retry_s: float) -> None:
         """Prepare a port anew that its worker carries on with; as often as it takes."""
         member = self.members[port.slot]
         carrier = member.child
 
-        def then(error: str | None) -> None:
+        def then(_port: ports.Port, error: str | None) -> None:
             if port.state in ("removing", "failed") or member.child is not carrier or carrier is None:
                 return
             if error is None:
-                self._keep(carrier, port)
+                self.processes.keep(carrier, port)
                 carrier.send({"op": "open", "port": port.id})
                 return
             self._change(port, "waiting", error)
@@ -424,37 +395,14 @@ class Crew:
                 retry_s, lambda: self._again(port, min(2 * retry_s, RETRY_MAX_S)) if port.state == "waiting" else None
             )
 
-        self._prepare(port, then)
-
-    def _prepare(self, port: ports.Port, then: Callable[[str | None], None]) -> None:
-        result: list[str | None] = []
-
-        def heard(message: dict[str, Any], fds: list[int]) -> None:
-            match message.get("op"):
-                case "prepared" | "failed" if message.get("port") == port.id:
-                    result.append(str(message["error"]) if "error" in message else None)
-                    helper.send({"op": "stop"})
-                case "deposit" | "forget" | "log" if message.get("port") == port.id:
-                    self._about(port, message, fds)
-
-        def ended(how: str) -> None:
-            self.helpers.discard(helper)
-            then(result[0] if result else how)
-
-        try:
-            helper = self.process(heard, ended)
-        except OSError as error:
-            then(error.strerror or str(error))
-            return
-        self.helpers.add(helper)
-        self._hand(helper, port, prepare=True)
+        self.processes.prepare([port], self._about, then)
 
     def _let_go(self, port: ports.Port, then: Callable[[], None]) -> None:
         """Have the worker stop carrying a port, undo what it did to the host, forget its descriptors, call `then`."""
         member = self.members[port.slot]
 
         def removed() -> None:
-            self._withdraw([port], dropped)
+            self.processes.withdraw([port], dropped)
 
         def dropped() -> None:
             for key in list(dict(self.store.of(port.id))):
@@ -471,48 +419,6 @@ class Crew:
         then, port.removed = port.removed, None
         if then is not None:
             then()
-
-    def _withdraw(self, gone: Sequence[ports.Port], then: Callable[[], None]) -> None:
-        """Have a helper undo what the ports did to the host, as far as their kinds know of such things."""
-        affected = [port for port in gone if _withdraws(port)]
-        left = {port.id for port in affected}
-
-        def heard(message: dict[str, Any], _fds: list[int]) -> None:
-            port = self.ports.by_id.get(message.get("port", 0))
-            if port is None or port.id not in left:
-                return
-            if message.get("op") == "failed":
-                self.journal.note(
-                    "log", str(message.get("error")), port=port.name, section=port.title, level=journal.WARNING
-                )
-            if message.get("op") in ("failed", "withdrawn"):
-                left.discard(port.id)
-            if not left:
-                helper.send({"op": "stop"})
-
-        def ended(_how: str) -> None:
-            self.loop.cancel(limit)
-            then()
-
-        if not affected:
-            then()
-            return
-        try:
-            helper = self.process(heard, ended)
-        except OSError as error:
-            self.journal.write(f"nothing was withdrawn: {error.strerror}", level=journal.WARNING)
-            then()
-            return
-        limit = self.loop.later(WITHDRAW_S, helper.kill)
-        for port in affected:
-            self._hand(helper, port, prepare=False)
-            helper.send({"op": "withdraw", "port": port.id})
-
-
-def _withdraws(port: ports.Port) -> bool:
-    """Has the port done something to the host that is to be undone?"""
-    module = kinds.module(port.section.kind)
-    return not port.plugged and hasattr(module, "withdraw") and module.withdraws(port.section.options)
 
 
 def _ordinal(number: int) -> str:

@@ -1,6 +1,7 @@
 """The ports of a running lab: who they are, how they are, what the arena knows of them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from shardnet import _core, lab, options, switch
@@ -140,4 +141,4 @@ def together(ports: Iterable[Port], done: Callable[[dict[Port, str]], None]) -> 
     if not left:
         done(errors)
     for port in list(left):
-        port.waiters.append(lambda error, port=port: settled(port, error))
+        port.waiters.append(functools.partial(settled, port))

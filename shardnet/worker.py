@@ -263,7 +263,9 @@ class Worker:
         if self.shard is not None:
             return
         names = [f"{place.kind} {place.name}" for place in self.places.values()]
-        _core.process_title(f"shardnet {self.lab} {names[0] if len(names) == 1 else f'worker {self.worker}'}")
+        name = names[0] if len(names) == 1 else f"worker {self.worker}"
+        _core.process_title(name)  # has room for 15 bytes, so the rest of it is for ps alone
+        _write_arguments(f"shardnet {self.lab} {name}")
         _core.drop_privileges()
         arena, *doorbells = self.fds
         self.shard = _core.Shard(_core.Arena(arena), self.worker, doorbells)
@@ -332,6 +334,7 @@ def main(sock: socket.socket) -> None:
                 number, lambda *_: None
             )  # meant for the supervisor, which tells us; SIG_IGN would be inherited
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.environ.pop("PYTHONSAFEPATH", None)  # meant for the forkserver, not for the commands of ports
         worker = Worker(socket.socket(fileno=_alone(sock.detach())))
         worker.run()
     except EOFError:
@@ -347,6 +350,17 @@ def said(error: OSError) -> str:
     """What went wrong as `what: why`, the system's words last."""
     why = error.strerror or str(error)
     return f"{error.filename}: {why}" if error.filename else why
+
+
+def _write_arguments(text: str) -> None:
+    """Have ps show this in the place of the forkserver's long arguments."""
+    with contextlib.suppress(OSError):  # no /proc, no title
+        with open("/proc/self/stat", "rb") as stat, open("/proc/self/mem", "r+b", 0) as memory:
+            start, end = map(
+                int, stat.read().rpartition(b")")[2].split()[45:47]
+            )  # proc_pid_stat(5): arg_start, arg_end
+            memory.seek(start)
+            memory.write(text.encode()[: end - start - 1].ljust(end - start, b"\0"))
 
 
 def _alone(keep: int) -> int:

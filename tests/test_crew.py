@@ -56,7 +56,7 @@ class Play:
     """A crew with an arena of its own."""
 
     def __init__(self, shards: int | None = None) -> None:
-        memory = os.memfd_create("arena")
+        self.memory = memory = os.memfd_create("arena")
         self.turns = Turns()
         self.table = ports.Ports(_core.Arena.create(memory))
         self.journal = journal.Journal(io.StringIO())
@@ -103,7 +103,7 @@ class Play:
     def close(self) -> None:
         for port in list(self.table):
             self.crew.store.drop(port.id)
-        for fd in (self.crew.arena_fd, *self.bells):
+        for fd in (self.memory, *self.bells):
             os.close(fd)
 
 

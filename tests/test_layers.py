@@ -12,6 +12,7 @@ LAYERS = [
     r"cli(\..*)?",
     r"supervisor|operations|captures",
     r"crew|clients",
+    r"processes",
     r"child|ports|journal|notify|store|pulse|restarts|loop",
     r"worker",
     r"netdev",
@@ -26,7 +27,7 @@ LAYERS = [
     r"options|rundir",
     r"_core",
 ]
-SAME = {0, 1, 3, 12}
+SAME = {0, 1, 4, 13}
 
 
 def layer(module):
@@ -80,7 +81,19 @@ def test_no_worker_of_one_kind_knows_the_supervisor_or_the_command_line():
         assert not known & {"supervisor", "crew", "cli", "control", "operations"}, path.name
 
 
-CORE = ["python", "shard", "port|repair|user", "switch", "lane", "arena", "table", "ports|index|bell", "offload", "frame", "sys|sync"]
+CORE = [
+    "python",
+    "shard",
+    "port|repair|user",
+    "switch",
+    "lane",
+    "arena",
+    "table",
+    "ports|index|bell",
+    "offload",
+    "frame",
+    "sys|sync",
+]
 
 
 def test_modules_of_the_core_use_only_what_lies_to_their_right():

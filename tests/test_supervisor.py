@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,9 +76,9 @@ class Lab:
         found = []
         for entry in os.listdir("/proc"):
             with contextlib.suppress(OSError):
-                if entry.isdigit() and int(entry) != os.getpid():
-                    if needle in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
-                        found.append(int(entry))
+                ours = entry.isdigit() and int(entry) != os.getpid()
+                if ours and needle in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry))
         return found
 
 
@@ -94,13 +95,12 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
             lab.program.communicate()
 
 
-def until(true: Callable[[], object], limit_s: float = LIMIT_S) -> float:
-    """Wait for something to become true; how long it took."""
-    began = time.monotonic()
+def until(true: Callable[[], object]) -> None:
+    """Wait for something to become true; speed is measured in bench/, so there is time enough."""
+    deadline = time.monotonic() + LIMIT_S
     while not true():
-        assert time.monotonic() - began < limit_s, "it never came"
+        assert time.monotonic() < deadline, "it never came"
         time.sleep(0.002)
-    return time.monotonic() - began
 
 
 def port(name: str) -> dict:
@@ -112,6 +112,11 @@ def worker(name: str) -> int:
     """The pid of the worker that carries a port, once there is one."""
     until(lambda: port(name)["pid"])
     return port(name)["pid"]
+
+
+def attached(told: dict, before: int) -> bool:
+    """True when a port is carried by another process than before."""
+    return told["state"] == "waiting" and told["pid"] not in (before, None)
 
 
 def guest(lab: Lab, name: str) -> socket.socket:
@@ -139,6 +144,7 @@ def carried(one: socket.socket, other: socket.socket, tag: int) -> None:
         send(one, frame)
         with contextlib.suppress(TimeoutError):
             if receive(other) == frame:
+                other.settimeout(LIMIT_S)
                 return
     raise AssertionError("no frame came through")
 
@@ -150,12 +156,10 @@ def test_a_lab_carries_frames_from_guest_to_guest(demo: Lab) -> None:
         carried(two, one, 2)
 
 
-def test_a_lab_ends_in_order_within_a_second_and_leaves_nothing(demo: Lab) -> None:
+def test_a_lab_ends_in_order_and_leaves_nothing(demo: Lab) -> None:
     demo.start().ready()
-    began = time.monotonic()
     demo.program.send_signal(signal.SIGTERM)
     code, _ = demo.over()
-    assert time.monotonic() - began < 1
     assert code == 0
     assert demo.pids() == []
     assert not demo.run_dir.exists()
@@ -165,8 +169,7 @@ def test_a_killed_worker_is_back_with_its_socket_and_the_others_never_went(demo:
     demo.start().ready()
     before, other = worker("vm1"), worker("vm2")
     os.kill(before, signal.SIGKILL)
-    took = until(lambda: port("vm1")["pid"] not in (before, None) and port("vm1")["state"] == "waiting")
-    assert took < 1
+    until(lambda: attached(port("vm1"), before))
     assert worker("vm2") == other
     with guest(demo, "vm1") as one, guest(demo, "vm2") as two:
         carried(one, two, 1)
@@ -176,7 +179,7 @@ def test_a_stopped_worker_is_noticed_killed_and_replaced(demo: Lab) -> None:
     demo.start().ready()
     before = worker("vm1")
     os.kill(before, signal.SIGSTOP)
-    until(lambda: port("vm1")["pid"] not in (before, None), limit_s=2)
+    until(lambda: port("vm1")["pid"] not in (before, None))
     with guest(demo, "vm1") as one, guest(demo, "vm2") as two:
         carried(one, two, 1)
 
@@ -200,6 +203,44 @@ def test_descriptors_and_processes_are_as_before_after_twenty_kills(demo: Lab) -
         until(lambda: held() == before)
 
 
+def test_kills_of_other_workers_cost_two_ports_no_frame(demo: Lab) -> None:
+    victims = [f"victim{number}" for number in range(14)]
+    text = "[lab]\nname = demo\nshards = 16\n" + TWO
+    for name in victims:
+        text += f"[stream {name}]\nserver = on\naddr.type = unix\naddr.path = {name}.sock\n"
+    demo.start(text).ready()
+    with guest(demo, "vm1") as one, guest(demo, "vm2") as two, shardnet.connect("demo") as lab:
+        carried(one, two, 0)
+        sent, stop = 0, threading.Event()
+        heard: list[int] = []
+
+        def listen() -> None:
+            while (frame := receive(two))[-8:] != b"\xff" * 8:
+                heard.append(struct.unpack(">Q", frame[-8:])[0])
+
+        def speak() -> None:
+            nonlocal sent
+            while not stop.wait(0.001):
+                for _ in range(10):
+                    sent += 1
+                    send(one, FRAME[:-8] + struct.pack(">Q", sent))
+            send(one, FRAME[:-8] + b"\xff" * 8)
+
+        threads = [threading.Thread(target=target) for target in (listen, speak)]
+        for thread in threads:
+            thread.start()
+        for number in range(50):
+            name = victims[number % len(victims)]
+            before = worker(name)
+            os.kill(before, signal.SIGSTOP if number % 10 == 9 else signal.SIGKILL)
+            until(lambda name=name, before=before: attached(lab.ports(name)[0], before))
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert heard == list(range(1, sent + 1))
+    assert sent > 1000
+
+
 def test_a_crash_loop_fails_its_port_alone_and_a_reset_heals_it(demo: Lab) -> None:
     demo.start().ready()
     other = worker("vm2")
@@ -220,7 +261,7 @@ def test_nothing_outlives_a_killed_supervisor_not_even_a_stopped_worker(demo: La
     os.kill(worker("vm1"), signal.SIGSTOP)
     demo.program.kill()
     demo.program.wait()
-    until(lambda: demo.pids() == [], limit_s=2)
+    until(lambda: demo.pids() == [])
     assert not list(Path("/dev/shm").glob("shardnet-*"))
     demo.program.communicate()
     demo.start().ready()
@@ -375,7 +416,7 @@ def test_a_detached_start_returns_when_the_lab_is_ready(demo: Lab) -> None:
     with shardnet.connect("demo") as lab:
         assert len(lab.ports()) == 2
         lab.stop()
-    until(lambda: demo.pids() == [], limit_s=2)
+    until(lambda: demo.pids() == [])
 
 
 def test_a_detached_start_that_fails_says_why(demo: Lab) -> None:
@@ -404,3 +445,9 @@ def test_the_service_manager_is_told_when_the_lab_is_ready(demo: Lab, monkeypatc
         demo.program.send_signal(signal.SIGTERM)
         assert manager.recv(1000).startswith(b"STOPPING=1")
         demo.over()
+
+
+def test_a_worker_is_called_after_its_port(demo: Lab) -> None:
+    demo.start().ready()
+    assert Path(f"/proc/{worker('vm1')}/cmdline").read_bytes().rstrip(b"\0") == b"shardnet demo stream vm1"
+    assert Path(f"/proc/{worker('vm1')}/comm").read_text() == "stream vm1\n"
