@@ -69,7 +69,9 @@ def told(lab: labs.Lab, besides: set[str]) -> object:
 
     def settled() -> dict | None:
         status = lab.json("status")
-        return status if all(port["state"] in ("up", "waiting") and port["detail"] for port in status["ports"]) else None
+        return (
+            status if all(port["state"] in ("up", "waiting") and port["detail"] for port in status["ports"]) else None
+        )
 
     status = deadline.until(settled, "every port up or waiting")
     text = json.dumps(status).replace(str(lab.directory), "DIRECTORY")
