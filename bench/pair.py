@@ -51,6 +51,8 @@ def flood(place: corner.Corner, source: str, target: str, address: str, seconds:
     delivered, took_s, *_ = corner.finish(sink)
     if not took_s:
         raise corner.Failed(f"udpgen: {delivered:.0f} frames arrived")
+    if took_s < seconds / 2:
+        raise corner.Failed(f"udpgen: nothing came any more after {took_s:.2f} of {seconds:.1f} s")
     return delivered, max(place.cpu_s() - before, 0.01), took_s
 
 

@@ -41,8 +41,9 @@ MEASURES = {
     "pss": Measure("PSS", "MB", "memory", None, 1),
     "ports": Measure("UDP 64 B delivered", "kframes/s", "ports", "2 ports"),
     "ports cpu": Measure("CPU a frame", "us", "ports", "2 ports", 2),
-    "kill": Measure("killed port carries again after", "ms", "kill"),
-    "kill lost": Measure("frames lost by other ports", "frames", "kill"),
+    "kill": Measure("longest silence of its port", "ms", "kill"),
+    "kill lost": Measure("frames lost by two others", "at 10,000/s", "kill"),
+    "kill unread": Measure("refused by a TAP's queue", "frames", "kill"),
 }
 ROWS = tuple(dict.fromkeys(measure.row for measure in MEASURES.values()))
 

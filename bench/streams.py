@@ -29,4 +29,6 @@ def speed(place: corner.Corner, source: str, target: str, bytes_: int, seconds: 
     received, took_s, bad = corner.finish(sink, 30)
     if bad or not took_s:
         raise corner.Failed(f"framegen: {received:.0f} frames arrived, {bad:.0f} of them of a wrong length")
+    if took_s < seconds / 2:
+        raise corner.Failed(f"framegen: nothing came any more after {took_s:.2f} of {seconds:.1f} s")
     return received / took_s

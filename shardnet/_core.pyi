@@ -7,9 +7,7 @@ WORKERS: Final[int]  # slots for worker processes in an arena, 64
 PORTS: Final[int]  # port ids are 1 to PORTS - 1, 1024
 SWITCHES: Final[int]  # 64
 COUNTERS: Final[tuple[str, ...]]  # names of a port's counters, drops not among them
-DROP_CAUSES: Final[
-    tuple[str, ...]
-]  # names of the reasons to drop, ingress first; egress ones begin with "tx_", and worker_died
+DROP_CAUSES: Final[tuple[str, ...]]  # names of the reasons to drop, ingress first; egress ones begin with "tx_"
 
 class Arena:
     """The shared memory of a lab. Raises ValueError where the descriptor holds no arena of this version."""
@@ -43,7 +41,7 @@ class Arena:
         """Copy what passes `port`, both ways, to the lane of `worker` (a capture)."""
 
     def counters(self, port: int) -> dict[str, int]:
-        """All of COUNTERS, summed over workers; rx_frames, rx_drops, tx_drops and worker_died beside them."""
+        """All of COUNTERS, summed over workers; rx_frames, rx_drops, tx_drops, in_hand and queued beside them."""
 
     def drops(self, port: int) -> dict[str, int]:
         """Frames dropped by cause, causes without a drop left out."""
@@ -58,7 +56,7 @@ class Arena:
         """Times that `worker` was caught breaking the protocol of a lane; a worker that does is to be killed."""
 
     def repair(self, worker: int) -> int:
-        """After the death of `worker` and before its successor: make its lanes consistent; returns frames lost, now booked as worker_died."""
+        """After the death of `worker` and before its successor: make its lanes consistent; returns frames lost, now booked as worker_died and tx_worker_died."""
 
     def fdb(self, switch: int) -> list[tuple[str, int, int, int]]:
         """(MAC, VLAN, port, age in seconds) for each live entry."""

@@ -210,6 +210,8 @@ class Crew:
         for port in list(member.ports.values()):
             if port.removed is not None:
                 self._removed(port)
+        for port in list(self.ports):
+            self._returned(port, member.slot)
         if self._stopping is not None:
             self._maybe_stopped()
             return
@@ -273,8 +275,7 @@ class Crew:
             member.child.kill()
             return
         beat = self.arena.beat(member.slot)
-        state = pulse.process_state(member.child.pid) if member.pulse.stands(beat) else "R"
-        verdict = member.pulse.look(self.loop.clock(), beat, state)
+        verdict = member.pulse.look(self.loop.clock(), beat, pulse.process_state(member.child.pid))
         if verdict == "ring":
             os.eventfd_write(self.doorbells[member.slot], 1)
             if member.pulse.doubtful:
@@ -298,6 +299,8 @@ class Crew:
         match message.get("op"):
             case "ready":
                 member.state = "running"
+            case "unlent" if port is not None:
+                self._returned(port, member.slot)
             case "crashed":
                 self.journal.note("log", str(message.get("text")), worker=member.title, level=journal.ERROR)
 
@@ -356,11 +359,24 @@ class Crew:
 
     def _forget(self, port: ports.Port, key: str) -> None:
         if key == port.lent:
-            port.lent = None
-            for member in self.members.values():
-                if member.child is not None and port.id not in member.ports:
-                    member.child.send({"op": "unlend", "port": port.id})
+            self._unlend(port)
         self.store.forget(port.id, key)
+
+    def _unlend(self, port: ports.Port) -> None:
+        """Ask for what was lent."""
+        if port.lent is None:
+            return
+        port.lent = None
+        for member in self.members.values():
+            if member.child is not None and port.id not in member.ports:
+                port.borrowers.add(member.slot)
+                member.child.send({"op": "unlend", "port": port.id})
+
+    def _returned(self, port: ports.Port, slot: int) -> None:
+        port.borrowers.discard(slot)
+        if not port.borrowers and port.returned is not None:
+            then, port.returned = port.returned, None
+            then()
 
     def _prepare_and_open(self, wanted: Sequence[ports.Port]) -> None:
         """Have a helper prepare ports, then their workers open them."""
@@ -402,7 +418,11 @@ class Crew:
         member = self.members[port.slot]
 
         def removed() -> None:
-            self.processes.withdraw([port], dropped)
+            # Whoever closes the last descriptor of a TAP waits until the kernel has taken the interface apart, 16 ms
+            # and more. That shall be us, who carry no frames.
+            port.returned = lambda: self.processes.withdraw([port], dropped)
+            self._unlend(port)
+            self._returned(port, port.slot)
 
         def dropped() -> None:
             for key in list(dict(self.store.of(port.id))):

@@ -24,6 +24,10 @@ class Port:
     waiters: list[Callable[[str | None], None]] = dataclasses.field(default_factory=list)
     removed: Callable[[], None] | None = None  # called when the worker has let go of it
     lent: str | None = None  # the deposit that other workers may write to
+    borrowers: set[int] = dataclasses.field(
+        default_factory=set
+    )  # slots of those that have it and were asked to return it
+    returned: Callable[[], None] | None = None  # called when none of them has it any more
     lost: Callable[[], None] | None = None  # called when it fails and cannot be had again: it was plugged
 
     @property

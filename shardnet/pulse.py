@@ -2,7 +2,7 @@
 
 The loop changes a number in the arena at every turn. An idle loop does not turn, so a worker whose number stands
 still has its doorbell rung, and then it must change. One that is stopped (SIGSTOP) is told by its state in /proc at
-two looks running; anything else gets ten looks' time, because on a busy machine a healthy worker waits for a core.
+two looks running, whether it still turned before the first or not; anything else gets ten looks' time, because on a busy machine a healthy worker waits for a core.
 Where the looks themselves came late (this process was stopped, the machine slept), they prove nothing: start over.
 """
 
@@ -24,21 +24,18 @@ class Pulse:
         """Judge from the worker's number and its state in /proc: well, ring (its doorbell), stopped or hung."""
         late = self._at is not None and now - self._at > 3 * LOOK_S
         self._at = now
-        if beat != self._beat or late:
-            self._beat, self._misses, self._stopped = beat, 0, False
-            return "well" if not late else "ring"
-        if process_state == "T":
-            if self._stopped:
+        turned, self._beat = beat != self._beat, beat
+        if process_state == "T" and not late:
+            if self._stopped and not turned:
                 return "stopped"
-            self._stopped = True
+            self._misses, self._stopped = 0, True
             return "ring"
+        if turned or late:
+            self._misses, self._stopped = 0, False
+            return "well" if not late else "ring"
         self._stopped = False
         self._misses += 1
         return "hung" if self._misses > MISSES_MAX else "ring"
-
-    def stands(self, beat: int) -> bool:
-        """True where the number is the one of the last look, so that it is worth a look into /proc."""
-        return beat == self._beat
 
     @property
     def doubtful(self) -> bool:

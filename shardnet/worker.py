@@ -187,6 +187,7 @@ class Worker:
                 self._lend(port, fds[0])
             case {"op": "unlend", "port": port}:
                 self._unlend(port)
+                self.line.send({"op": "unlent", "port": port})
             case {"op": "open", "port": port}:
                 self._unlend(port)
                 self._carry()

@@ -12,17 +12,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import deadline
+import shardnet
+from shardnet import control
 
 SHARDNET = Path(sys.executable).parent / "shardnet"
 
 
 class Lab:
-    """`shardnet start -c FILE` in the foreground, with a run directory of its own."""
+    """`shardnet start -c FILE` in the foreground, with a run directory of its own; without a file, of `--netdev` alone."""
 
-    def __init__(self, file: Path, *options: str) -> None:
+    def __init__(self, file: Path | None, *options: str) -> None:
         self.file = file
-        self.name = file.stem
+        self.name = file.stem if file else "lab"
         self.options = options
         # Short, since the name of a unix socket has 107 characters and pytest's own directories take most of them.
         self.directory = Path(tempfile.mkdtemp(prefix="sn"))
@@ -47,7 +51,7 @@ class Lab:
             notify.bind(str(ready))
             try:
                 self.supervisor = subprocess.Popen(
-                    [SHARDNET, "start", "-c", self.file, *self.options],
+                    [SHARDNET, "start", *(["-c", self.file] if self.file else []), *self.options],
                     env={**self.environment, "NOTIFY_SOCKET": str(ready)},
                     stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
                 )  # fmt: skip
@@ -78,6 +82,12 @@ class Lab:
             f"shardnet {' '.join(words)}: status {ran.returncode}\n{ran.stdout}{ran.stderr}{self.said()}"
         )
         return ran.stdout
+
+    def client(self) -> control.Client:
+        """A connection to this lab, as Python programs have it."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SHARDNET_RUN_DIR", str(self.directory))
+            return shardnet.connect(self.name)
 
     def json(self, *words: str) -> Any:
         """Run another shardnet command on this lab and return what it answers as JSON."""
@@ -143,6 +153,13 @@ class Lab:
         """The process of each port."""
         return {port["name"]: port["pid"] for port in self.json("status")["ports"]}
 
+    def arena(self) -> Path:
+        """The shared memory of the lab, which has no name any more: the supervisor's descriptor of it."""
+        for entry in Path(f"/proc/{self.supervisor.pid}/fd").iterdir():
+            if os.readlink(entry).startswith("/dev/shm/shardnet-"):
+                return entry
+        raise AssertionError("the supervisor has no shared memory")
+
     def said(self) -> str:
         """What the lab has logged."""
         return "--- log of the lab\n" + os.pread(self.log.fileno(), 1 << 20, 0).decode(errors="replace")
@@ -165,9 +182,11 @@ def starting(directory: Path) -> Iterator[Callable[..., Lab]]:
     """
     started: list[Lab] = []
 
-    def start(text: str, *options: str, name: str = "lab") -> Lab:
-        file = directory / f"{name}.ini"
-        file.write_text(text)
+    def start(text: str | None, *options: str, name: str = "lab") -> Lab:
+        file = None
+        if text is not None:
+            file = directory / f"{name}.ini"
+            file.write_text(text)
         started.append(Lab(file, *options))
         return started[-1]
 

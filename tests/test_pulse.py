@@ -24,6 +24,14 @@ def test_a_worker_stopped_at_two_looks_running_is_told() -> None:
     assert verdicts((0.0, 1, "S"), (0.25, 1, "T"), (0.35, 1, "T")) == ["well", "ring", "stopped"]
 
 
+def test_a_worker_stopped_right_after_it_turned_is_told_no_later() -> None:
+    assert verdicts((0.0, 1, "S"), (0.25, 2, "T"), (0.35, 2, "T")) == ["well", "ring", "stopped"]
+
+
+def test_a_worker_that_turned_between_two_stops_is_not_told() -> None:
+    assert verdicts((0.0, 1, "S"), (0.25, 1, "T"), (0.35, 2, "T"), (0.45, 2, "S")) == ["well", "ring", "ring", "ring"]
+
+
 def test_a_worker_stopped_at_one_look_only_goes_on() -> None:
     assert verdicts((0.0, 1, "S"), (0.25, 1, "T"), (0.35, 1, "S"), (0.6, 1, "T")) == ["well", "ring", "ring", "ring"]
 

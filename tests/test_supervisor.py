@@ -404,6 +404,7 @@ def test_workers_have_no_privileges_and_no_descriptors_of_others(demo: Lab) -> N
     status = dict(line.split(":\t") for line in Path(f"/proc/{worker('vm1')}/status").read_text().splitlines())
     assert {status[key].strip() for key in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb")} == {"0" * 16}
     assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
     if os.geteuid() == 0:  # others may not look
         held = [os.readlink(entry) for entry in Path(f"/proc/{worker('vm1')}/fd").iterdir() if int(entry.name) > 2]
         kinds = {link.split(":[")[0] for link in held if "shardnet-" not in link}

@@ -68,7 +68,7 @@ def show(ports: Sequence[Mapping[str, Any]], headers: bool) -> None:
     rows = []
     for one in ports:
         counters = one["counters"]
-        drops = counters["rx_drops"] + counters["tx_drops"] + counters["worker_died"]
+        drops = counters["rx_drops"] + counters["tx_drops"]
         frames = counters["rx_frames"], counters["tx_frames"], drops
         state = one["state"] if one["up"] else "off"
         rows.append((one["name"], one["kind"], one["switch"], one["mode"], state, *frames, one["macs"], one["detail"]))

@@ -63,6 +63,7 @@ impl Shard {
             return true;
         }
         if switch::leave(self.arena, label.from, config.vlan, label.vlan).is_none() {
+            self.refuse_changed(label.to);
             return true;
         }
         if self.is_stuck() {
@@ -86,12 +87,22 @@ impl Shard {
     fn accept_one(&mut self, from: &switch::Config, entry: &Entry) {
         let label = entry.label;
         let Some(&config) = self.view.ports.get(usize::from(label.to)) else { return };
-        if !config.used || config.worker != self.me || config.switch != from.switch || (config.isolated && from.isolated) {
-            return;
+        let edit = switch::leave(self.arena, label.to, config.vlan, label.vlan);
+        match edit {
+            Some(edit) if config.switch == from.switch && !(config.isolated && from.isolated) && config.worker == self.me => {
+                self.deliver(label.to, &Piece { frame: entry.frame, len: label.len as usize, edit });
+            }
+            _ => self.refuse_changed(label.to),
         }
-        let Some(edit) = switch::leave(self.arena, label.to, config.vlan, label.vlan) else { return };
-        let piece = Piece { frame: entry.frame, len: label.len as usize, edit };
-        self.deliver(label.to, &piece);
+    }
+
+    /// Count a frame for a port of ours that may not have it any more. One for a port that is gone counts nowhere.
+    fn refuse_changed(&self, to: Port) {
+        if self.own.contains(&to) {
+            let cell = self.arena.cell(self.me, to);
+            cell.add(Counter::Offered, 1);
+            cell.drop(Cause::TxChanged, 1);
+        }
     }
 
     fn add_to_capture(&mut self, entry: &Entry) {
@@ -130,12 +141,9 @@ impl Shard {
                 self.end(carried, errno);
                 return sent;
             }
-            Ok(()) if !matches!(carried.engine, Engine::Tap(_)) => {
-                cell.set(Counter::Queued, carried.queued() as u64);
-                if !carried.dirty && !carried.waits_writable {
-                    carried.dirty = true;
-                    self.dirty.push(to);
-                }
+            Ok(()) if !matches!(carried.engine, Engine::Tap(_)) && !carried.dirty && !carried.waits_writable => {
+                carried.dirty = true;
+                self.dirty.push(to);
             }
             _ => {}
         }

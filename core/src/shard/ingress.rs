@@ -134,7 +134,11 @@ impl Shard {
                     let Engine::Stream(stream) = &mut carried.engine else { return Read::Empty };
                     stream.consume();
                 }
-                stream::Next::Runt => self.arena.cell(self.me, carried.port).drop(Cause::Runt, 1),
+                stream::Next::Runt => {
+                    let cell = self.arena.cell(self.me, carried.port);
+                    cell.add(Counter::RxTaken, 1);
+                    cell.drop(Cause::Runt, 1);
+                }
                 stream::Next::Bad => return Read::Ended(libc::EPROTO),
                 stream::Next::Partial => match stream.fill() {
                     Ok(0) => return Read::Ended(0),
@@ -160,7 +164,7 @@ impl Shard {
                 }
                 None => match dgram.fill() {
                     Ok(0) => return Read::Empty,
-                    Ok(_) => {}
+                    Ok(_) => self.arena.cell(self.me, carried.port).add(Counter::RxTaken, dgram.pending() as u64),
                     Err(error) => return nothing_read(&error),
                 },
             }
@@ -180,7 +184,9 @@ impl Shard {
     /// Decide about a frame and carry it on; whatever happens is counted.
     fn settle(&mut self, carried: &mut Carried, arrival: Arrival) {
         let cell = self.arena.cell(self.me, carried.port);
-        cell.set(Counter::InHand, 1);
+        if !matches!(carried.engine, Engine::Dgram(_)) {
+            cell.add(Counter::RxTaken, 1); // a datagram was counted with its batch
+        }
         match self.forward(carried, arrival) {
             Ok(counter) => {
                 cell.add(counter, 1);
@@ -188,7 +194,6 @@ impl Shard {
             }
             Err(cause) => cell.drop(cause, 1),
         }
-        cell.set(Counter::InHand, 0);
         if self.unpublished_bytes >= PUBLISH_BYTES {
             self.publish();
         }
@@ -453,6 +458,7 @@ impl Shard {
 
     /// A frame is handed to a port that this worker can write to; what becomes of it is counted there.
     pub(super) fn deliver(&mut self, to: Port, piece: &Piece) {
+        self.arena.cell(self.me, to).add(Counter::Offered, 1);
         if let Err(refusal) = self.egress(to, piece) {
             let cause = match refusal {
                 Refusal::Drop(cause) => cause,

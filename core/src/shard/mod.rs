@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crate::arena::{Arena, PORTS, WORKERS};
 use crate::lane::{Consumer, Producer};
 use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Stream, Tap};
-use crate::ports::{Cause, Counter, Port, Worker};
+use crate::ports::{Cause, Port, Worker};
 use crate::switch::View;
 use crate::sys::{self, Epoll, Ready};
 use crate::table::Clock;
@@ -227,8 +227,8 @@ impl Shard {
             self.epoll.remove(fd);
         }
         let cell = self.arena.cell(self.me, carried.port);
+        cell.drop(Cause::Down, carried.pending() as u64);
         cell.drop(Cause::TxDown, carried.queued() as u64);
-        cell.set(Counter::Queued, 0);
         let other = |&port: &Port| port != carried.port;
         self.own.retain(other);
         self.readable.retain(other);
@@ -345,7 +345,6 @@ impl Shard {
             carried.dirty = false;
             let cell = self.arena.cell(self.me, port);
             let flushed = carried.flush(cell);
-            cell.set(Counter::Queued, carried.queued() as u64);
             match flushed {
                 Flush::Ended(errno) => {
                     self.end(carried, errno);
@@ -466,6 +465,14 @@ impl Carried {
             Engine::Tap(_) => 0,
             Engine::Stream(stream) => stream.queued(),
             Engine::Dgram(dgram) => dgram.queued(),
+        }
+    }
+
+    /// Frames that came in and have met no fate.
+    fn pending(&self) -> usize {
+        match &self.engine {
+            Engine::Dgram(dgram) => dgram.pending(),
+            Engine::Tap(_) | Engine::Stream(_) => 0,
         }
     }
 
