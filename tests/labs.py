@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -132,12 +133,16 @@ class Lab:
         """Wait until no process, interface, shared memory or socket of the lab is there any more."""
         for pid in self.processes():
             deadline.ended(pid, f"the end of process {pid}: {_title(pid)}", within)
-        # Other labs of this host come and go too: only what stays is ours.
-        deadline.until(
-            lambda: not left_behind() - self.before, f"nothing left of {left_behind() - self.before}", within
-        )
+        with contextlib.suppress(AssertionError):
+            deadline.until(lambda: not self.left(), "nothing left", within)
+        assert not self.left(), f"left behind: {', '.join(sorted(self.left()))}"
         sockets = [path.name for path in self.run_dir.glob("**/*") if path.is_socket()]
         assert not sockets, f"left behind in the run directory: {', '.join(sockets)}"
+
+    def left(self) -> set[str]:
+        """Interfaces that the lab names, and shared memory; other labs of this host have their own."""
+        words = set(re.split(r"[\s,=]+", " ".join([self.file.read_text() if self.file else "", *self.options])))
+        return {thing for thing in left_behind() - self.before if thing.startswith("/dev/shm/") or thing in words}
 
     def processes(self) -> list[int]:
         """All processes of the lab: those that have its run directory in their environment."""
@@ -207,9 +212,9 @@ def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
 
 
 def left_behind() -> set[str]:
-    """What a lab could leave on this host."""
+    """What a lab could leave on this host: shared memory by its path, interfaces by their name."""
     shared = {f"/dev/shm/{path.name}" for path in Path("/dev/shm").iterdir()}
-    return shared | {f"interface {path.name}" for path in Path("/sys/class/net").iterdir()}
+    return shared | {path.name for path in Path("/sys/class/net").iterdir()}
 
 
 def _title(pid: int) -> str:

@@ -184,8 +184,7 @@ def test_nothing_is_left_of_a_killed_supervisor_and_the_next_start_works(lab, na
         deadline.ended(pid, f"the end of process {pid}", 2)
     print(f"{len(processes)} processes gone after {(time.monotonic() - began) * 1000:.0f} ms")
     assert not running.processes()
-    left = labs.left_behind() - running.before
-    assert not left, left
+    assert not running.left()
     assert inside.links() == {"lo"}
     assert (running.run_dir / "stream.sock").is_socket(), "the stale socket that the next start finds"
     began = time.monotonic()
