@@ -148,13 +148,6 @@ pub fn ring(fd: RawFd) {
     unsafe { libc::write(fd, (&raw const one).cast(), 8) };
 }
 
-/// Set an eventfd back to zero.
-pub fn hush(fd: RawFd) {
-    let mut count = 0u64;
-    // SAFETY: eight writable bytes.
-    unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
-}
-
 /// Read at most `len` bytes to `at`.
 ///
 /// # Safety
