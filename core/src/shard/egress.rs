@@ -136,13 +136,16 @@ impl Shard {
             }),
             Engine::Stream(stream) => stream.send(piece, cell, &mut self.bench),
             Engine::Dgram(dgram) => dgram.send(piece, cell, &mut self.bench),
+            // SAFETY: a piece is readable, with its virtio-net header before it.
+            Engine::User(network) => unsafe { network.send(piece, cell) },
         };
+        let answers = matches!(carried.engine, Engine::User(_));
         match sent {
             Err(Refusal::Ended(errno)) => {
                 self.end(carried, errno);
                 return sent;
             }
-            Ok(()) if !matches!(carried.engine, Engine::Tap(_)) => {
+            Ok(()) if !matches!(carried.engine, Engine::Tap(_) | Engine::User(_)) => {
                 cell.set(Counter::Queued, carried.queued() as u64);
                 if !carried.dirty && !carried.waits_writable {
                     carried.dirty = true;
@@ -152,6 +155,9 @@ impl Shard {
             _ => {}
         }
         self.ports[usize::from(to)] = Some(carried);
+        if answers {
+            self.list(to);
+        }
         if sent.is_ok() && config.mirror != 0 {
             self.mirror(config.mirror, to, MIRROR_OUT, piece);
         }
