@@ -140,7 +140,9 @@ def _entry(name: str, text: str) -> list[str]:
 
 
 def _title(name: str, section: int) -> str:
-    return f'.\\" made by docs/manual.py\n.TH {name} {section} "" "shardnet {shardnet.__version__}" "shardnet"\n.nh'
+    return (
+        f'.\\" made by docs/manual.py\n.TH {name} {section} "" "shardnet {shardnet.__version__}" "shardnet"\n.nh\n.ad l'
+    )
 
 
 def _roff(text: str) -> str:

@@ -263,9 +263,7 @@ class Client:
         """Events as they happen, until the lab ends; with `since`, in seconds since 1970, first the remembered ones."""
         self.call("events", since=since)
         self._stream.sock.settimeout(None)
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                yield self._event()
+        return self._follow()
 
     def capture(self, ports: Sequence[str], fd: int, snaplen: int = 0) -> None:
         """Write what passes these ports to `fd` as pcapng until `capture_end` or `close`; snaplen 0 is whole frames."""
@@ -327,6 +325,11 @@ class Client:
                     whole[key] = whole.get(key, []) + value if isinstance(value, list) else value
                 if not more:
                     return whole
+
+    def _follow(self) -> Iterator[dict[str, Any]]:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                yield self._event()
 
     def _event(self) -> dict[str, Any]:
         while not self._events:

@@ -15,6 +15,7 @@ import ipaddress
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ OFFLOADS = (  # the most first; what a kernel does not know it refuses as a whol
     TUN_F_CSUM,
     0,
 )
+BUSY_S, BUSY_LOOK_S = 0.3, 0.005
 VNET_HEADER_BYTES = 10  # struct virtio_net_hdr without num_buffers
 
 # linux/sockios.h, linux/if.h
@@ -188,7 +190,21 @@ def _open_tun() -> int:
 
 
 def _attach(fd: int, name: str, queues: int) -> str:
-    """Make `fd` a queue of the TAP `name`; returns the name that the kernel gave it."""
+    """Make `fd` a queue of the TAP `name`; returns the name that the kernel gave it.
+
+    A TAP that is made anew may still be open for a moment, in workers that it was lent to.
+    """
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            return _attach_once(fd, name, queues)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(BUSY_LOOK_S)
+
+
+def _attach_once(fd: int, name: str, queues: int) -> str:
     wanted = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
     # A TAP is made for one queue or for several. One made for several is content with one.
     tries = (wanted | IFF_MULTI_QUEUE,) if queues > 1 else (wanted, wanted | IFF_MULTI_QUEUE)

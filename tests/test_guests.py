@@ -56,7 +56,7 @@ WAYS = {
         "local.type = inet\nlocal.host = 127.0.0.1\nlocal.port = {a}",
     ),
     "socket-connect": Way("socket,connect=127.0.0.1:{a}", "[socket NAME]\nlisten = 127.0.0.1:{a}"),
-    "socket-listen": Way("socket,listen=127.0.0.1:{a}", "[socket NAME]\nconnect = 127.0.0.1:{a}\nreconnect-ms = 100"),
+    "socket-listen": Way("socket,listen=127.0.0.1:{a}", "[socket NAME]\nconnect = 127.0.0.1:{a}"),
     "socket-mcast": Way(
         "socket,mcast=230.0.1.{n}:{a},localaddr=127.0.0.1",
         "[socket NAME]\nmcast = 230.0.1.{n}:{a}\nlocaladdr = 127.0.0.1",

@@ -19,7 +19,7 @@ def test_later_restarts_wait_for_50_ms_and_then_twice_as_long_each_time() -> Non
 
 
 def test_no_restart_waits_for_longer_than_5_s() -> None:
-    assert delays(*(i * 4.0 for i in range(20)))[-1] == restarts.DELAY_MAX_S
+    assert delays(*(i * 3.0 for i in range(20)))[-1] == restarts.DELAY_MAX_S
 
 
 def test_the_fifth_death_in_ten_seconds_is_the_last() -> None:
@@ -30,8 +30,12 @@ def test_five_deaths_in_more_than_ten_seconds_are_none_too_many() -> None:
     assert delays(0.0, 1.0, 2.0, 3.0, 10.0)[-1] is not None
 
 
-def test_a_worker_that_lived_for_ten_seconds_begins_with_a_clean_sheet() -> None:
-    assert delays(0.0, 1.0, 2.0, 12.0) == [0.0, 0.05, 0.1, 0.0]
+def test_a_worker_that_lived_for_five_seconds_is_started_again_at_once() -> None:
+    assert delays(0.0, 1.0, 2.0, 7.2) == [0.0, 0.05, 0.1, 0.0]
+
+
+def test_the_time_in_which_a_worker_was_not_yet_started_again_is_no_life() -> None:
+    assert delays(0.0, 1.0, 2.0, 7.0) == [0.0, 0.05, 0.1, 0.2]
 
 
 def test_a_reset_forgives_the_deaths_and_keeps_the_count() -> None:

@@ -25,6 +25,6 @@ impl Sleeping {
     /// After publishing: must the bell be rung? True for one caller a sleep.
     pub fn must_ring(&self) -> bool {
         fence(Ordering::SeqCst);
-        self.0.load(Ordering::Relaxed) == 1 && self.0.swap(0, Ordering::AcqRel) == 1
+        self.0.load(Ordering::Relaxed) == 1 && self.0.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }

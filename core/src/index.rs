@@ -16,9 +16,66 @@
 //! visible, so a consumer that sees the record sees the capacity too.
 //!
 //! Neither side trusts the other: a position read from the far side is taken once, checked, and refused if it breaks
-//! the line above.
+//! the line above. Nor does a side trust the memory to keep its own words: it lives by its private copies, and writes
+//! them again where the far side seems to have read something else, so a lane that was written over by a third party
+//! comes back to order by itself, at the price of what was in it.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// Positions are multiples of this, so that a record's header is aligned wherever it lies.
+pub const GRAIN: u64 = 8;
+
+fn aligned(position: u64) -> u64 {
+    position.wrapping_add(GRAIN - 1) & !(GRAIN - 1)
+}
+
+/// The least and the most that a lane can hold; a capacity is a power of two between them.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub least: u64,
+    pub most: u64,
+}
+
+impl Bounds {
+    pub fn contain(self, capacity: u64) -> bool {
+        capacity.is_power_of_two() && (self.least..=self.most).contains(&capacity)
+    }
+}
+
+/// How many records lie before a position.
+///
+/// Two entries take turns. The one that belongs to the position which the far side sees is never written, so whoever
+/// takes up the lane after a crash finds the number that is true, whichever store was the last.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Ledger([Entry; 2]);
+
+#[repr(C)]
+#[derive(Debug, Default)]
+struct Entry {
+    position: AtomicU64,
+    records: AtomicU64,
+}
+
+impl Ledger {
+    /// Records before `position`; where no entry is of it (its owner is at work), the newest number there is.
+    pub fn records(&self, position: u64) -> u64 {
+        let read = |entry: &Entry| (entry.position.load(Ordering::Relaxed), entry.records.load(Ordering::Relaxed));
+        match (read(&self.0[0]), read(&self.0[1])) {
+            ((at, records), _) if at == position => records,
+            (_, (at, records)) if at == position => records,
+            ((_, one), (_, other)) => one.max(other),
+        }
+    }
+
+    /// Note that `records` lie before `position`, which is about to take the place of `before`.
+    pub fn note(&self, before: u64, position: u64, records: u64) {
+        let [one, other] = &self.0;
+        let entry = if one.position.load(Ordering::Relaxed) == before { other } else { one };
+        entry.position.store(position, Ordering::Relaxed);
+        entry.records.store(records, Ordering::Relaxed);
+    }
+}
 
 /// Written by the producer, read by the consumer.
 #[repr(C, align(128))]
@@ -33,8 +90,8 @@ pub struct ProducerShared {
 #[derive(Debug, Default)]
 pub struct ProducerNotes {
     pub reserved: AtomicU64,
-    /// Records published, ever.
-    pub pushed: AtomicU64,
+    /// Records published, ever, by tail.
+    pub pushed: Ledger,
     /// Records refused for want of room, ever.
     pub refused: AtomicU64,
 }
@@ -51,8 +108,8 @@ pub struct ConsumerShared {
 #[derive(Debug, Default)]
 pub struct ConsumerNotes {
     pub cursor: AtomicU64,
-    /// Records released, ever.
-    pub popped: AtomicU64,
+    /// Records released, ever, by head.
+    pub popped: Ledger,
     /// Times the producer was caught breaking the protocol.
     pub faults: AtomicU64,
 }
@@ -73,6 +130,18 @@ pub struct Control {
     pub waiting: Waiting,
 }
 
+impl Control {
+    /// Records published, ever.
+    pub fn pushed(&self) -> u64 {
+        self.producer_notes.pushed.records(self.producer.tail.load(Ordering::Acquire))
+    }
+
+    /// Records released, ever.
+    pub fn popped(&self) -> u64 {
+        self.consumer_notes.popped.records(self.consumer.head.load(Ordering::Acquire))
+    }
+}
+
 /// The far side wrote a position that cannot be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault;
@@ -89,15 +158,16 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// Take up the lane where it was left. The notes are the producer's own, so they are believed.
-    pub fn resume(control: &Control) -> Tail {
+    /// Take up the lane where it was left. A capacity that cannot be counts as none.
+    pub fn resume(control: &Control, bounds: Bounds) -> Tail {
         let tail = control.producer.tail.load(Ordering::Relaxed);
+        let capacity = control.producer.capacity.load(Ordering::Relaxed);
         Tail {
-            next: tail,
-            published: tail,
+            next: aligned(tail),
+            published: aligned(tail),
             head: control.consumer.head.load(Ordering::Acquire),
-            capacity: control.producer.capacity.load(Ordering::Relaxed),
-            pushed: control.producer_notes.pushed.load(Ordering::Relaxed),
+            capacity: if bounds.contain(capacity) { capacity } else { 0 },
+            pushed: control.producer_notes.pushed.records(tail),
         }
     }
 
@@ -124,9 +194,12 @@ impl Tail {
 
     fn refresh(&mut self, control: &Control) {
         let head = control.consumer.head.load(Ordering::Acquire);
-        // A head outside of [what we knew, what we published] is a lie; the old one stays true.
         if head.wrapping_sub(self.head) <= self.published.wrapping_sub(self.head) {
             self.head = head;
+        } else {
+            // A head outside of [what we knew, what we published] is a lie, and the old one stays true. Perhaps the
+            // consumer was lied to about the tail.
+            control.producer.tail.store(self.published, Ordering::Release);
         }
     }
 
@@ -140,7 +213,7 @@ impl Tail {
     /// `bytes` more are written; leave a note of them.
     pub fn reserve(&mut self, control: &Control, bytes: u64) {
         self.next = self.next.wrapping_add(bytes);
-        self.pushed += 1;
+        self.pushed = self.pushed.wrapping_add(1);
         control.producer_notes.reserved.store(self.next, Ordering::Release);
     }
 
@@ -149,8 +222,9 @@ impl Tail {
         if self.published == self.next {
             return false;
         }
+        control.producer_notes.pushed.note(self.published, self.next, self.pushed);
+        control.producer.capacity.store(self.capacity, Ordering::Relaxed);
         control.producer.tail.store(self.next, Ordering::Release);
-        control.producer_notes.pushed.store(self.pushed, Ordering::Relaxed);
         self.published = self.next;
         true
     }
@@ -170,6 +244,8 @@ pub struct Head {
     pub cursor: u64,
     released: u64,
     tail: u64,
+    /// The tail as it was last read, true or not: a lie is a fault once.
+    seen: u64,
     pub capacity: u64,
     taken: u64,
 }
@@ -178,36 +254,50 @@ impl Head {
     /// Take up the lane where it was left.
     pub fn resume(control: &Control) -> Head {
         let head = control.consumer.head.load(Ordering::Relaxed);
-        Head { cursor: head, released: head, tail: head, capacity: 0, taken: control.consumer_notes.popped.load(Ordering::Relaxed) }
+        let at = aligned(head);
+        Head { cursor: at, released: at, tail: at, seen: at, capacity: 0, taken: control.consumer_notes.popped.records(head) }
     }
 
     /// Bytes published and not yet taken. Looks at the far side only where nothing is known to be left.
     ///
-    /// `most` is the largest capacity the lane can have. After a `Fault` nothing of what the producer wrote is to be
-    /// believed, and `skip` goes past it.
-    pub fn available(&mut self, control: &Control, least: u64, most: u64) -> Result<u64, Fault> {
+    /// After a `Fault` nothing of what the producer wrote is to be believed, and `skip` goes past it.
+    pub fn available(&mut self, control: &Control, bounds: Bounds) -> Result<u64, Fault> {
         if self.cursor == self.tail {
             let tail = control.producer.tail.load(Ordering::Acquire);
-            if tail != self.tail {
-                let capacity = control.producer.capacity.load(Ordering::Relaxed);
-                if !capacity.is_power_of_two() || capacity < least || capacity > most || tail.wrapping_sub(self.released) > capacity {
-                    return Err(Fault);
-                }
-                // A capacity that changes under records we have not freed is a lie too.
-                if capacity != self.capacity && self.released != self.cursor {
-                    return Err(Fault);
-                }
-                self.capacity = capacity;
-                self.tail = tail;
+            if tail != self.seen {
+                self.look(control, tail, bounds)?;
+            } else if self.cursor == self.released && control.consumer.head.load(Ordering::Relaxed) != self.released {
+                control.consumer.head.store(self.released, Ordering::Release); // somebody wrote over it
             }
         }
         Ok(self.tail.wrapping_sub(self.cursor))
     }
 
+    /// Believe a tail, if it can be.
+    fn look(&mut self, control: &Control, tail: u64, bounds: Bounds) -> Result<(), Fault> {
+        self.seen = tail;
+        let capacity = control.producer.capacity.load(Ordering::Relaxed);
+        if !bounds.contain(capacity) || tail != aligned(tail) || tail.wrapping_sub(self.released) > capacity {
+            return Err(Fault);
+        }
+        // A capacity that changes under records we have not freed is a lie too.
+        if capacity != self.capacity && self.released != self.cursor {
+            return Err(Fault);
+        }
+        self.capacity = capacity;
+        self.tail = tail;
+        Ok(())
+    }
+
+    /// Is there anything that `available` has not told yet? It may turn out to be a fault.
+    pub fn has_news(&self, control: &Control) -> bool {
+        self.cursor != self.tail || control.producer.tail.load(Ordering::Acquire) != self.seen
+    }
+
     /// The record at the cursor, `bytes` long, has met its fate.
     pub fn take(&mut self, control: &Control, bytes: u64) {
         self.cursor = self.cursor.wrapping_add(bytes);
-        self.taken += 1;
+        self.taken = self.taken.wrapping_add(1);
         control.consumer_notes.cursor.store(self.cursor, Ordering::Release);
     }
 
@@ -216,21 +306,22 @@ impl Head {
         if self.released == self.cursor {
             return false;
         }
+        control.consumer_notes.popped.note(self.released, self.cursor, self.taken);
         control.consumer.head.store(self.cursor, Ordering::Release);
-        control.consumer_notes.popped.store(self.taken, Ordering::Relaxed);
         self.released = self.cursor;
         fence(Ordering::SeqCst);
-        control.waiting.0.load(Ordering::Relaxed) == 1 && control.waiting.0.swap(0, Ordering::Relaxed) == 1
+        let waiting = &control.waiting.0;
+        waiting.load(Ordering::Relaxed) == 1 && waiting.compare_exchange(1, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// After a fault: go to where the producer says it is, whatever lies between.
     pub fn skip(&mut self, control: &Control) {
-        let tail = control.producer.tail.load(Ordering::Acquire);
-        self.cursor = tail;
-        self.tail = tail;
-        self.released = tail;
-        control.consumer_notes.cursor.store(tail, Ordering::Relaxed);
+        self.seen = control.producer.tail.load(Ordering::Acquire);
+        let (before, at) = (self.released, aligned(self.seen));
+        (self.cursor, self.tail, self.released) = (at, at, at);
+        control.consumer_notes.cursor.store(at, Ordering::Relaxed);
         control.consumer_notes.faults.fetch_add(1, Ordering::Relaxed);
-        control.consumer.head.store(tail, Ordering::Release);
+        control.consumer_notes.popped.note(before, at, self.taken);
+        control.consumer.head.store(at, Ordering::Release);
     }
 }

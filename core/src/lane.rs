@@ -18,7 +18,7 @@ use std::ptr;
 use std::sync::atomic::Ordering;
 
 use crate::arena::{Arena, LANE_LEAST};
-use crate::index::{Control, Fault, Head, Tail};
+use crate::index::{Bounds, Control, Fault, GRAIN, Head, Tail};
 use crate::ports::{Port, Worker};
 use crate::sys::{self, Mapping};
 
@@ -34,7 +34,11 @@ pub const FRAME_MOST: usize = 65_562;
 pub const CLAIM: u64 = size(FRAME_MOST);
 
 const fn size(frame: usize) -> u64 {
-    ((HEADROOM + frame + 7) & !7) as u64
+    (HEADROOM as u64 + frame as u64).next_multiple_of(GRAIN)
+}
+
+fn bounds(arena: &Arena) -> Bounds {
+    Bounds { least: LANE_LEAST, most: arena.lane_bytes() }
 }
 
 /// What a record says beside its frame.
@@ -70,9 +74,14 @@ impl Window {
         self.arena.control(self.from, self.to)
     }
 
+    /// Map the lane at another size; where that cannot be, what was mapped stays.
+    ///
+    /// The memory is asked for by name, on the receiving side too: a lane whose producer lied about its size, met with
+    /// no memory left, would be SIGBUS.
     fn open(&mut self, capacity: u64) -> io::Result<()> {
-        self.map = None;
-        let map = Mapping::twice(self.arena.fd(), self.arena.data_offset(self.from, self.to), capacity as usize)?;
+        let (fd, offset) = (self.arena.fd(), self.arena.data_offset(self.from, self.to));
+        sys::allocate(fd, offset, capacity)?;
+        let map = Mapping::twice(fd, offset, capacity as usize)?;
         map.populate();
         self.map = Some(map);
         Ok(())
@@ -99,7 +108,7 @@ impl Producer {
     pub fn new(arena: &'static Arena, from: Worker, to: Worker) -> Producer {
         let control = arena.control(from, to);
         let refused = control.producer_notes.refused.load(Ordering::Relaxed);
-        let tail = Tail::resume(control);
+        let tail = Tail::resume(control, bounds(arena));
         Producer { window: Window { arena, from, to, map: None }, tail, grow: false, refused }
     }
 
@@ -111,7 +120,7 @@ impl Producer {
         if self.grow || self.window.map.is_none() {
             self.size_up()?;
         }
-        if self.tail.room(self.window.control(), bytes) {
+        if self.window.map.is_some() && self.tail.room(self.window.control(), bytes) {
             return Ok(Some(self.window.at(self.tail.next, self.tail.capacity)));
         }
         self.grow = true;
@@ -128,7 +137,7 @@ impl Producer {
 
     /// Count a frame that found no room.
     pub fn refuse(&mut self) {
-        self.refused += 1;
+        self.refused = self.refused.wrapping_add(1);
         self.window.control().producer_notes.refused.store(self.refused, Ordering::Relaxed);
     }
 
@@ -159,6 +168,11 @@ impl Producer {
 
     /// Show the consumer what was committed; true where there was something new.
     pub fn publish(&mut self) -> bool {
+        let senders = &self.window.arena.worker(self.window.to).senders.0;
+        let bit = 1 << self.window.from;
+        if senders.load(Ordering::Relaxed) & bit == 0 {
+            senders.fetch_or(bit, Ordering::Relaxed);
+        }
         self.tail.publish(self.window.control())
     }
 
@@ -178,10 +192,10 @@ impl Producer {
         let most = self.window.arena.lane_bytes();
         let known = self.tail.capacity;
         let first = self.window.map.is_none();
-        if first && known >= LANE_LEAST && known <= most && known.is_power_of_two() {
+        if first && known != 0 {
             return self.window.open(known); // our predecessor's
         }
-        let wanted = if known < LANE_LEAST { LANE_LEAST } else { (known * 4).min(most) };
+        let wanted = if known == 0 { LANE_LEAST } else { (known * 4).min(most) };
         if wanted == known {
             self.grow = false;
             return Ok(());
@@ -189,17 +203,12 @@ impl Producer {
         if !self.tail.is_empty(self.window.control()) {
             return Ok(());
         }
-        let Window { arena, from, to, .. } = &self.window;
-        let offset = arena.data_offset(*from, *to);
-        if let Err(error) = sys::allocate(arena.fd(), offset, wanted) {
-            self.grow = false;
-            return if first { Err(error) } else { Ok(()) };
-        }
-        self.window.open(wanted)?;
-        self.tail.resize(self.window.control(), wanted);
         self.grow = false;
-        let senders = &self.window.arena.worker(self.window.to).senders.0;
-        senders.fetch_or(1 << self.window.from, Ordering::Release);
+        match self.window.open(wanted) {
+            Ok(()) => self.tail.resize(self.window.control(), wanted),
+            Err(error) if first => return Err(error),
+            Err(_) => {} // it stays as it is
+        }
         Ok(())
     }
 }
@@ -232,22 +241,21 @@ impl Consumer {
     }
 
     fn checked(&mut self) -> Result<Option<Entry>, Fault> {
-        let most = self.window.arena.lane_bytes();
-        let available = self.head.available(self.window.control(), LANE_LEAST, most)?;
+        let available = self.head.available(self.window.control(), bounds(self.window.arena))?;
         if available == 0 {
             return Ok(None);
         }
         let capacity = self.head.capacity;
         let fits = self.window.map.as_ref().is_some_and(|map| map.len() as u64 == 2 * capacity);
-        if !fits && self.window.open(capacity).is_err() {
-            return Ok(None); // no addresses left: the records wait
+        if !fits {
+            self.window.open(capacity).map_err(|_| Fault)?; // an honest producer has had memory for it
         }
         let at = self.window.at(self.head.cursor, capacity);
-        // SAFETY: `at` lies in the window with more than a label behind it (the window is twice the ring), aligned to
-        // 8 since every record is; it is copied once and only the copy is used.
+        // SAFETY: `at` lies in the window with more than a label behind it (the window is twice the ring), aligned
+        // since every position is; it is copied once and only the copy is used.
         let label = unsafe { ptr::read_volatile(at.cast::<Label>()) };
         let len = label.len as usize;
-        if !(FRAME_LEAST..=FRAME_MOST).contains(&len) || size(len) > available || !self.head.cursor.is_multiple_of(8) {
+        if !(FRAME_LEAST..=FRAME_MOST).contains(&len) || size(len) > available {
             return Err(Fault);
         }
         // SAFETY: the record is inside the window, as its length was checked against what is available.
@@ -265,8 +273,8 @@ impl Consumer {
     }
 
     /// Is there something new? For the look before sleep.
-    pub fn has_more(&mut self) -> bool {
-        !matches!(self.head.available(self.window.control(), LANE_LEAST, self.window.arena.lane_bytes()), Ok(0))
+    pub fn has_more(&self) -> bool {
+        self.head.has_news(self.window.control())
     }
 }
 
@@ -280,10 +288,10 @@ pub fn mend_producer(arena: &Arena, from: Worker, to: Worker) {
         return;
     }
     let sane = reserved.wrapping_sub(head) <= capacity && tail.wrapping_sub(head) <= reserved.wrapping_sub(head);
-    let records = if sane { count_records(arena, from, to, tail, reserved, capacity) } else { None };
-    match records {
+    match records(arena, from, to, tail, reserved).filter(|_| sane) {
         Some(records) => {
-            control.producer_notes.pushed.fetch_add(records, Ordering::Relaxed);
+            let pushed = &control.producer_notes.pushed;
+            pushed.note(tail, reserved, pushed.records(tail).wrapping_add(records));
             control.producer.tail.store(reserved, Ordering::Release);
         }
         None => control.producer_notes.reserved.store(tail, Ordering::Relaxed),
@@ -295,29 +303,37 @@ pub fn mend_consumer(arena: &Arena, from: Worker, to: Worker) {
     let control = arena.control(from, to);
     let (head, tail) = (control.consumer.head.load(Ordering::Relaxed), control.producer.tail.load(Ordering::Acquire));
     let cursor = control.consumer_notes.cursor.load(Ordering::Acquire);
-    let capacity = control.producer.capacity.load(Ordering::Relaxed);
     if cursor == head || cursor.wrapping_sub(head) > tail.wrapping_sub(head) {
         return;
     }
-    if let Some(records) = count_records(arena, from, to, head, cursor, capacity) {
-        control.consumer_notes.popped.fetch_add(records, Ordering::Relaxed);
+    if let Some(records) = records(arena, from, to, head, cursor) {
+        let popped = &control.consumer_notes.popped;
+        popped.note(head, cursor, popped.records(head).wrapping_add(records));
         control.consumer.head.store(cursor, Ordering::Release);
     }
 }
 
-fn count_records(arena: &Arena, from: Worker, to: Worker, begin: u64, end: u64, capacity: u64) -> Option<u64> {
-    if !capacity.is_power_of_two() || capacity < LANE_LEAST || capacity > arena.lane_bytes() {
+/// How many records lie between two positions; None where what lies there is no row of records.
+///
+/// Reads through the descriptor and not through a mapping: the dead worker's word on what has memory is not taken.
+fn records(arena: &Arena, from: Worker, to: Worker, begin: u64, end: u64) -> Option<u64> {
+    let capacity = arena.control(from, to).producer.capacity.load(Ordering::Relaxed);
+    let span = end.wrapping_sub(begin);
+    if !bounds(arena).contain(capacity) || span > capacity || !(begin | end).is_multiple_of(GRAIN) {
         return None;
     }
-    let map = Mapping::twice(arena.fd(), arena.data_offset(from, to), capacity as usize).ok()?;
-    let (mut position, mut records) = (begin, 0);
-    while position != end {
-        // SAFETY: the remainder is below the capacity, a multiple of 8, in a mapping twice as long.
-        let len = unsafe { ptr::read_volatile(map.start().add((position & (capacity - 1) & !7) as usize).cast::<u32>()) } as usize;
-        if !(FRAME_LEAST..=FRAME_MOST).contains(&len) || size(len) > end.wrapping_sub(position) {
+    let (offset, first) = (arena.data_offset(from, to), begin & (capacity - 1));
+    let mut bytes = vec![0; span as usize];
+    let (front, back) = bytes.split_at_mut(span.min(capacity - first) as usize);
+    sys::read_at(arena.fd(), offset + first, front).ok()?;
+    sys::read_at(arena.fd(), offset, back).ok()?;
+    let (mut rest, mut records) = (bytes.as_slice(), 0);
+    while let Some((len, _)) = rest.split_first_chunk() {
+        let len = u32::from_ne_bytes(*len) as usize;
+        if !(FRAME_LEAST..=FRAME_MOST).contains(&len) {
             return None;
         }
-        position = position.wrapping_add(size(len));
+        rest = rest.get(size(len) as usize..)?;
         records += 1;
     }
     Some(records)

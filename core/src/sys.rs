@@ -164,6 +164,23 @@ pub unsafe fn read(fd: RawFd, at: *mut u8, len: usize) -> io::Result<usize> {
     checked_len(unsafe { libc::read(fd, at.cast(), len) })
 }
 
+/// Fill `bytes` from a place in a file.
+pub fn read_at(fd: RawFd, mut offset: u64, mut bytes: &mut [u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        // SAFETY: a slice may be written.
+        match checked_len(unsafe { libc::pread(fd, bytes.as_mut_ptr().cast(), bytes.len(), offset as libc::off_t) }) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(got) => {
+                offset += got as u64;
+                bytes = &mut bytes[got..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Write `len` bytes from `at`; memory that another process changes meanwhile is sent as it is met.
 ///
 /// # Safety

@@ -14,7 +14,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 FAILED, USAGE, NOT_FOUND, EXISTS, NOT_RUNNING, TRY_AGAIN, NOT_PERMITTED = 1, 2, 3, 4, 69, 75, 77
 INTERRUPTED = 128 + signal.SIGINT
@@ -38,7 +38,8 @@ class Failure(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    # Not list(...): once the command of that name is imported, the word means its module in here.
+    words = [*(sys.argv[1:] if argv is None else argv)]
     try:
         done = _dispatch(words)
         sys.stdout.flush()
@@ -82,19 +83,25 @@ def _dispatch(words: list[str]) -> int:
         print(usage.overview(), file=sys.stdout if words else sys.stderr)
         return 0 if words else USAGE
     name, *rest = words
-    try:
-        command = importlib.import_module(f"shardnet.cli.{name}")
-        run = command.run
-    except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name != f"shardnet.cli.{name}":
-            raise
+    run = _command(name)
+    if run is None:
         from shardnet.cli import usage
 
         what = "option" if name.startswith("-") else "command"
-        raise SystemExit(
-            f"shardnet: {name}: unknown {what}{usage.did_you_mean(name, usage.commands())}; shardnet --help lists them"
-        ) from None
-    return int(run(rest))
+        hint = usage.did_you_mean(name, usage.commands())
+        raise SystemExit(f"shardnet: {name}: unknown {what}{hint}; shardnet --help lists them")
+    return run(rest)
+
+
+def _command(name: str) -> Callable[[list[str]], int] | None:
+    """The function that runs a command, None where there is no such command."""
+    path = f"shardnet.cli.{name}"
+    try:
+        return getattr(importlib.import_module(path), "run", None) if name.isidentifier() else None
+    except ModuleNotFoundError as missing:
+        if missing.name != path:
+            raise
+        return None
 
 
 def _version() -> str:

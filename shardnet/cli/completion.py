@@ -9,7 +9,8 @@ SHELL is bash, zsh or fish. An installed shardnet brings all three; for a checko
   zsh   shardnet completion zsh > ~/.zfunc/_shardnet      (a directory of fpath)
   fish  shardnet completion fish | source
 
-The scripts are made from the usage texts. Names of labs, ports and switches are asked from the running lab as you type.
+The scripts are made from the usage texts. Names of labs, ports and switches are
+asked from the running lab as you type.
 """
 
 import dataclasses

@@ -190,7 +190,7 @@ def _packages() -> Iterator[Finding]:
         importlib.import_module("shardnet._core")
         yield Finding("native core", "ok", "loads", essential=True)
     except ImportError as error:
-        yield Finding("native core", "missing", str(error), "pip install . (needs Rust 1.85 or newer)", essential=True)
+        yield Finding("native core", "missing", str(error), "pip install . (needs Rust 1.88 or newer)", essential=True)
 
 
 def _program(name: str, least: tuple[int, ...], purpose: str, package: str) -> Finding:

@@ -36,4 +36,4 @@ def line(event: Mapping[str, Any]) -> str:
     clock = time.strftime("%H:%M:%S", time.localtime(event["time"])) + f".{int(event['time'] * 1000) % 1000:03}"
     whom = event.get("port") or event.get("worker") or "lab"
     text = "".join(letter if letter.isprintable() else "?" for letter in event["text"])
-    return f"{clock}  {whom}  {event['kind']}  {text}"
+    return f"{clock}  {whom}  {text}"

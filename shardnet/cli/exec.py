@@ -1,8 +1,7 @@
 """Run a command in a network namespace of its own that is plugged into the lab.
 
 Usage:
-  shardnet exec [options] [--address ADDRESS]... [--route ROUTE]... PORT -- COMMAND...
-  shardnet exec [options] [--address ADDRESS]... [--route ROUTE]... -- COMMAND...
+  shardnet exec [options] [--address ADDRESS]... [--route ROUTE]... [PORT] -- COMMAND...
 
 Options:
   -l LAB, --lab LAB      the lab, where more than one is running
@@ -16,8 +15,8 @@ Options:
 
 PORT is the new port's name; without it the lab finds one. Without root the
 command runs in a user namespace too, where it seems to be root. The port lives
-as long as the command, whose exit code is passed on. With PORT and without
---mac the address is the one that shardnet-mac prints. The host's files are the
+as long as the command, whose exit code is passed on. A PORT without --mac has
+the Ethernet address that shardnet-mac prints. The host's files are the
 command's too: /etc/resolv.conf may name a server that it cannot reach.
 
   shardnet exec --address 10.0.2.100/24 -- ping 10.0.2.101
@@ -32,7 +31,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from shardnet import control
+from shardnet import control, links
 from shardnet.cli import Failure, namespace, qemu, usage
 
 NOT_EXECUTABLE, NO_COMMAND = 126, 127  # as shells say it
@@ -86,8 +85,6 @@ def _interface(
     name: str, addresses: list[Any], routes: list[tuple[Any, Any]], mac: bytes | None, mtu: int | None
 ) -> int:
     """Make the namespace's interface and configure it; returns its descriptor."""
-    from shardnet import links
-
     tap = links.open_tap(name)
     links.set_up("lo")
     if mac:

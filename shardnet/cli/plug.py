@@ -42,9 +42,9 @@ def run(argv: Sequence[str]) -> int:
         ends.register(lab, select.POLLIN)
         for fd in (IN, OUT):
             ends.register(fd, 0)  # nothing but its hang-up
-        ended = [fd for fd, _ in ends.poll()]
-    if ended == [lab.fileno()]:
-        print(f"shardnet: lab {lab.lab}: the port was removed", file=sys.stderr)
+        by_lab = [fd for fd, _ in ends.poll()] == [lab.fileno()]
+    if by_lab:
+        print(f"shardnet: lab {lab.lab}: it ended, or the port was removed", file=sys.stderr)
         return NOT_RUNNING
     return 0
 

@@ -28,10 +28,8 @@ port again.
   shardnet port set vm1 vlan=10 max_macs=4
 """
 
-import collections
 import re
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,17 +63,15 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def show(ports: Sequence[Mapping[str, Any]], drops: Sequence[Mapping[str, Any]], headers: bool) -> None:
-    """Print ports, one a line, with the sum of each one's drops."""
-    dropped: Counter[str] = collections.Counter()
-    for one in drops:
-        dropped[one["port"]] += one["frames"]
+def show(ports: Sequence[Mapping[str, Any]], headers: bool) -> None:
+    """Print ports, one a line."""
     rows = []
     for one in ports:
-        name, counters = one["name"], one["counters"]
-        frames = counters["rx_frames"], counters["tx_frames"], dropped[name]
+        counters = one["counters"]
+        drops = counters["rx_drops"] + counters["tx_drops"] + counters["worker_died"]
+        frames = counters["rx_frames"], counters["tx_frames"], drops
         state = one["state"] if one["up"] else "off"
-        rows.append((name, one["kind"], one["switch"], one["mode"], state, *frames, one["macs"], one["detail"]))
+        rows.append((one["name"], one["kind"], one["switch"], one["mode"], state, *frames, one["macs"], one["detail"]))
     table.show(
         ("PORT", "KIND", "SWITCH", "MODE", "STATE", "RX", "TX", "DROPS", "MACS", "DETAIL"), rows, headers=headers
     )
@@ -103,21 +99,19 @@ def section(typed: str | None) -> str | None:
 
 def _tell(arguments: Mapping[str, Any], names: Sequence[str]) -> int:
     with control.Client(arguments["--lab"]) as lab:
-        ports, drops = lab.ports(*names), lab.drops() if arguments["list"] else []
+        ports = lab.ports(*names)
     headers = not arguments["--no-headers"]
     if arguments["--output"] == "json":
         table.json(ports)
     elif arguments["list"]:
-        show(ports, drops, headers)
+        show(ports, headers)
     else:
         for number, one in enumerate(ports):
             if number:
                 print()
             told = {**one, "up": "on" if one["up"] else "off"}
-            told |= {key: _pairs(one[key]) for key in ("options", "counters")}
-            table.show(("KEY", "VALUE"), list(told.items()), headers=headers)
+            told["options"] = " ".join(f"{key}={value}" for key, value in one["options"].items())
+            counters = told.pop("counters")
+            rows = [*told.items(), *sorted(counters.items())]
+            table.show(("KEY", "VALUE"), rows, headers=headers)
     return 0
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in values.items())

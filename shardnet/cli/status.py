@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
     """Print the lab's state."""
     arguments = usage.parse(__doc__, "status", argv)
     with control.Client(arguments["--lab"]) as lab:
-        status, drops = lab.status(), lab.drops()
+        status = lab.status()
     if arguments["--output"] == "json":
         table.json(status)
         return 0
@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     if headers:
         up, file = table.duration(status["uptime_s"]), status["file"] or "no file"
         print(f"lab {status['lab']}: up {up}, pid {status['pid']}, {file}, in {status['run_dir']}\n")
-    port.show(status["ports"], drops, headers)
+    port.show(status["ports"], headers)
     print()
     rows = [
         (

@@ -201,7 +201,7 @@ class Datagrams:
             local = self.options.local(self.place.run_dir)
             self.identity = local.identity
             remote = self._remote(self.receive.family)
-            shard.add_dgram(port, self.receive.fileno(), remote and remote.sockaddr, follow=remote is None)
+            shard.add_dgram(port, self.receive.fileno(), remote.sockaddr if remote else None, follow=remote is None)
         except OSError as error:
             self._let_go()
             self._wait(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))

@@ -146,6 +146,7 @@ class Port:
         self.name, self.persistent = links.tap_of(self.fds[0])
         self.retry_s = RETRY_S
         self.place.shard.add_tap(self.place.port, self.fds)
+        self.place.lend("queue0")
         self.place.state("up", self.name)
 
     def close(self) -> None:
@@ -231,10 +232,13 @@ def run(script: Path | None, name: str) -> None:
         raise OSError(errno.ECHILD, how, str(script))
 
 
+def withdraws(given: Options) -> bool:
+    """Is there something to be undone once the port is removed?"""
+    return given.downscript is not None
+
+
 def withdraw(given: Options, place: "worker.Place") -> None:
     """Run `downscript` while the interface is still there, after the port is removed for good."""
-    if given.downscript is None:
-        return
     fd = place.recall("queue0")
     if fd is None:
         return

@@ -179,8 +179,8 @@ impl Arena {
             for to in self.inner.workers() {
                 let control = self.inner.control(from, to);
                 if control.producer.capacity.load(Ordering::Relaxed) != 0 {
-                    let popped = control.consumer_notes.popped.load(Ordering::Relaxed);
-                    let queued = control.producer_notes.pushed.load(Ordering::Relaxed).saturating_sub(popped);
+                    let popped = control.popped();
+                    let queued = control.pushed().saturating_sub(popped);
                     lanes.push((from, to, queued, control.producer_notes.refused.load(Ordering::Relaxed)));
                 }
             }

@@ -65,8 +65,12 @@ impl Shard {
         if switch::leave(self.arena, label.from, config.vlan, label.vlan).is_none() {
             return true;
         }
+        if self.is_stuck() {
+            return false;
+        }
         if label.to != NOBODY {
-            return self.accept_one(&config, entry);
+            self.accept_one(&config, entry);
+            return true;
         }
         for index in 0..self.view.domains[config.switch].members.len() {
             let to = self.view.domains[config.switch].members[index];
@@ -79,31 +83,15 @@ impl Shard {
         true
     }
 
-    fn accept_one(&mut self, from: &switch::Config, entry: &Entry) -> bool {
+    fn accept_one(&mut self, from: &switch::Config, entry: &Entry) {
         let label = entry.label;
-        let Some(&config) = self.view.ports.get(usize::from(label.to)) else { return true };
+        let Some(&config) = self.view.ports.get(usize::from(label.to)) else { return };
         if !config.used || config.worker != self.me || config.switch != from.switch || (config.isolated && from.isolated) {
-            return true;
+            return;
         }
-        let Some(edit) = switch::leave(self.arena, label.to, config.vlan, label.vlan) else { return true };
+        let Some(edit) = switch::leave(self.arena, label.to, config.vlan, label.vlan) else { return };
         let piece = Piece { frame: entry.frame, len: label.len as usize, edit };
-        // The lane is the queue of a worker with one port; with several, one stuck port must not hold up the others.
-        if self.own == 1 {
-            if let Err(Refusal::Blocked) = self.try_deliver(label.to, &piece) {
-                return false;
-            }
-        } else {
-            self.deliver(label.to, &piece);
-        }
-        true
-    }
-
-    fn try_deliver(&mut self, to: Port, piece: &Piece) -> Result<(), Refusal> {
-        if self.ports[usize::from(to)].as_ref().is_some_and(|to| to.is_full()) {
-            return Err(Refusal::Blocked);
-        }
-        self.deliver(to, piece);
-        Ok(())
+        self.deliver(label.to, &piece);
     }
 
     fn add_to_capture(&mut self, entry: &Entry) {

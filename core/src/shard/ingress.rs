@@ -264,10 +264,6 @@ impl Shard {
     }
 
     fn learn(&mut self, carried: &mut Carried, config: &Config, source: u64, vlan: u16) -> Result<(), Cause> {
-        let address = source | u64::from(vlan & switch::VID) << 48;
-        if carried.last_heard == (address, self.now_s) && self.own == 1 {
-            return Ok(());
-        }
         let record = self.arena.port(carried.port);
         let table = self.arena.table(config.switch);
         let over = |macs: u32| config.max_macs != 0 && macs >= config.max_macs;
@@ -298,9 +294,8 @@ impl Shard {
                 count(carried.port, 1);
             }
             Heard::Full if over(record.macs.load(std::sync::atomic::Ordering::Relaxed)) => return Err(Cause::MacLimit),
-            Heard::Full => return Ok(()),
+            Heard::Full => {}
         }
-        carried.last_heard = (address, self.now_s);
         Ok(())
     }
 

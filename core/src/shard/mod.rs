@@ -71,7 +71,6 @@ struct Carried {
     history: u64,
     /// New addresses that may still be learnt this second.
     novelty: Novelty,
-    last_heard: (u64, u32),
 }
 
 #[derive(Default)]
@@ -92,8 +91,8 @@ pub struct Shard {
     view: View,
     now_s: u32,
     ports: Vec<Option<Box<Carried>>>,
-    /// Ports that are ours, lent ones not counted.
-    own: usize,
+    /// Ports that are ours, lent ones not among them.
+    own: Vec<Port>,
     producers: Vec<Option<Box<Producer>>>,
     consumers: Vec<Option<Box<Consumer>>>,
     /// A bit a worker: its lane has records that it was not shown.
@@ -124,7 +123,7 @@ impl Shard {
             view: View::default(),
             now_s: sys::now_s(),
             ports: (0..PORTS).map(|_| None).collect(),
-            own: 0,
+            own: Vec::new(),
             producers: (0..WORKERS).map(|_| None).collect(),
             consumers: (0..WORKERS).map(|_| None).collect(),
             unpublished: 0,
@@ -147,7 +146,9 @@ impl Shard {
 
     /// Write to another worker's TAP ourselves, while nothing of ours waits in the lane to that worker.
     pub fn lend(&mut self, port: Port, queue: RawFd) -> io::Result<()> {
-        self.remove(port);
+        if self.ports.get(usize::from(port)).is_some_and(|there| there.as_ref().is_some_and(|there| there.lent)) {
+            self.remove(port);
+        }
         self.add(port, Engine::Tap(Tap::new(vec![queue])), true)
     }
 
@@ -190,8 +191,10 @@ impl Shard {
         if port == 0 || usize::from(port) >= PORTS {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such port"));
         }
-        if self.ports[usize::from(port)].is_some() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the port is carried already"));
+        match &self.ports[usize::from(port)] {
+            Some(there) if there.lent && !lent => self.remove(port), // it was another worker's, and is ours now
+            Some(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the port is carried already")),
+            None => {}
         }
         let carried = Carried {
             port,
@@ -204,7 +207,6 @@ impl Shard {
             way: None,
             history: 0,
             novelty: Novelty::default(),
-            last_heard: (0, 0),
         };
         if !lent {
             if !matches!(carried.engine, Engine::User(_)) {
@@ -213,7 +215,7 @@ impl Shard {
                 }
             }
             self.listen(&carried)?;
-            self.own += 1;
+            self.own.push(port);
         }
         self.ports[usize::from(port)] = Some(Box::new(carried));
         Ok(())
@@ -242,7 +244,6 @@ impl Shard {
         if carried.lent {
             return;
         }
-        self.own -= 1;
         for fd in carried.descriptors() {
             self.epoll.remove(fd);
         }
@@ -250,6 +251,7 @@ impl Shard {
         cell.drop(Cause::TxDown, carried.queued() as u64);
         cell.set(Counter::Queued, 0);
         let other = |&port: &Port| port != carried.port;
+        self.own.retain(other);
         self.readable.retain(other);
         self.dirty.retain(other);
         self.held.retain(other);
@@ -298,7 +300,9 @@ impl Shard {
         let mut busy = self.drain_lanes();
         busy |= self.read_ports();
         self.flush();
-        busy
+        // What was written out has made room: a port that waited for it is read at once, and not after a nap.
+        self.review_held();
+        busy | !self.readable.is_empty()
     }
 
     fn wait(&mut self, busy: bool, left: Option<Duration>) -> io::Result<()> {
@@ -330,18 +334,16 @@ impl Shard {
     /// Did anything come into our lanes since we looked?
     fn has_mail(&mut self) -> bool {
         let senders = self.arena.worker(self.me).senders.0.load(Ordering::Acquire);
-        bits(senders).any(|from| {
-            let single_stuck = self.own == 1 && self.capture.is_none() && self.is_any_full();
-            !single_stuck && self.consumer(from).has_more()
-        })
+        !self.is_stuck() && bits(senders).any(|from| self.consumer(from).has_more())
     }
 
-    fn is_any_full(&self) -> bool {
-        self.dirty_or_waiting().any(Carried::is_full)
-    }
-
-    fn dirty_or_waiting(&self) -> impl Iterator<Item = &Carried> {
-        self.ports.iter().flatten().map(Box::as_ref).filter(|carried| carried.waits_writable)
+    /// Is there one port only, and does it take no more? Then its lanes are its queue. With several ports, one that is
+    /// stuck must not hold up the others, and what comes for it is dropped.
+    fn is_stuck(&self) -> bool {
+        match self.own[..] {
+            [only] => self.ports[usize::from(only)].as_ref().is_some_and(|carried| carried.is_full()),
+            _ => false,
+        }
     }
 
     fn wake(&mut self, port: Port, events: u32) {
