@@ -75,10 +75,12 @@ pub struct Received {
     pub len: usize,
     pub from: Endpoint,
     pub cut: u16,
+    /// There was more than the buffer took.
+    pub truncated: bool,
 }
 
 pub fn receive(socket: &Socket, out: &mut [u8]) -> io::Result<Received> {
-    let mut got = Received { len: 0, from: Endpoint { ip: std::net::Ipv6Addr::UNSPECIFIED, port: 0 }, cut: 0 };
+    let mut got = Received { len: 0, from: Endpoint { ip: std::net::Ipv6Addr::UNSPECIFIED, port: 0 }, cut: 0, truncated: false };
     let name = message(socket, out, 0, |level, kind, value| {
         if level == libc::SOL_UDP
             && kind == UDP_GRO
@@ -87,7 +89,7 @@ pub fn receive(socket: &Socket, out: &mut [u8]) -> io::Result<Received> {
             got.cut = i32::from_ne_bytes(*size) as u16;
         }
     })?;
-    got.len = name.1;
+    (got.len, got.truncated) = (name.1, name.2);
     got.from = name.0.endpoint().unwrap_or(got.from);
     Ok(got)
 }
@@ -106,7 +108,7 @@ pub struct Failed {
 /// The oldest error that waits at the socket.
 pub fn failed(socket: &Socket, out: &mut [u8]) -> Option<Failed> {
     let mut said = None;
-    let (name, len) = message(socket, out, libc::MSG_ERRQUEUE, |level, kind, value| {
+    let (name, len, _) = message(socket, out, libc::MSG_ERRQUEUE, |level, kind, value| {
         let is_error = (level, kind) == (libc::IPPROTO_IP, libc::IP_RECVERR) || (level, kind) == (libc::IPPROTO_IPV6, libc::IPV6_RECVERR);
         if is_error && value.len() >= 16 {
             said = Some(read_error(value)); // struct sock_extended_err, then the address of who said it
@@ -127,13 +129,13 @@ fn read_error(value: &[u8]) -> (Trouble, Option<Endpoint>) {
     (Trouble::Said(kind, code, info), Name::new(&value[16..]).and_then(|name| name.endpoint()))
 }
 
-/// Receive a message with what is beside it; the name and the length.
+/// Receive a message with what is beside it; the name, the length, and whether there was more.
 fn message(
     socket: &Socket,
     out: &mut [u8],
     flags: libc::c_int,
     mut each: impl FnMut(libc::c_int, libc::c_int, &[u8]),
-) -> io::Result<(Name, usize)> {
+) -> io::Result<(Name, usize, bool)> {
     let mut name = Name::empty();
     let mut control = Control([0; CONTROL]);
     let mut piece = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: out.len() };
@@ -160,5 +162,5 @@ fn message(
         }
     }
     name.set_len(header.msg_namelen as usize);
-    Ok((name, got as usize))
+    Ok((name, got as usize, header.msg_flags & libc::MSG_TRUNC != 0))
 }

@@ -1,8 +1,8 @@
-//! Fragments of IP: packets of guests put together (IPv4), packets to guests cut (both families).
+//! Fragments of IP: packets of guests put together, packets to guests cut.
 //!
 //! Putting together is bounded in datagrams, in bytes and in time, and each datagram in its number of pieces. Any piece
 //! may come first, last or alone. Pieces that overlap give up their datagram (RFC 5722, which is right for IPv4 too); a
-//! piece that repeats another exactly is dropped. The header of the first piece is the packet's.
+//! piece that repeats another exactly is dropped.
 
 use std::net::Ipv6Addr;
 
@@ -20,7 +20,7 @@ const PACKET_MOST: usize = 65_535;
 struct Name {
     source: Ipv6Addr,
     destination: Ipv6Addr,
-    id: u16,
+    id: u32,
     protocol: u8,
 }
 
@@ -31,8 +31,7 @@ struct Datagram {
     pieces: Vec<(usize, Vec<u8>)>,
     /// Length of the whole, once the last piece was seen.
     len: Option<usize>,
-    /// Ethernet and IP headers of the first piece.
-    head: Vec<u8>,
+    ttl: u8,
 }
 
 #[derive(Default)]
@@ -47,14 +46,14 @@ impl Reassembly {
         self.give_up(|datagram| now_ms.saturating_sub(datagram.begun_ms) > PATIENCE_MS);
         let data = frame.get(packet.transport..packet.end)?;
         let end = fragment.offset + data.len();
-        let bad = data.is_empty() || (fragment.more && data.len() % 8 != 0) || end > PACKET_MOST - 60;
+        let bad = data.is_empty() || (fragment.more && data.len() % 8 != 0) || end > PACKET_MOST - 20;
         let name = Name { source: packet.source, destination: packet.destination, id: fragment.id, protocol: packet.protocol };
         let at = self.open.iter().position(|open| open.name == name);
         if bad || (at.is_none() && self.open.len() >= DATAGRAMS) || self.bytes + data.len() > BYTES {
             return None;
         }
         let at = at.unwrap_or_else(|| {
-            self.open.push(Datagram { name, begun_ms: now_ms, pieces: Vec::new(), len: None, head: Vec::new() });
+            self.open.push(Datagram { name, begun_ms: now_ms, pieces: Vec::new(), len: None, ttl: packet.ttl });
             self.open.len() - 1
         });
         let datagram = &mut self.open[at];
@@ -78,14 +77,11 @@ impl Reassembly {
         if !fragment.more {
             datagram.len = Some(end);
         }
-        if fragment.offset == 0 {
-            datagram.head = frame[..packet.transport].to_vec();
-        }
         let have: usize = datagram.pieces.iter().map(|(_, piece)| piece.len()).sum();
         if datagram.len != Some(have) {
             return None;
         }
-        let whole = datagram.whole();
+        let whole = datagram.whole(have);
         self.give_up(|datagram| datagram.name == name);
         Some(whole)
     }
@@ -97,20 +93,16 @@ impl Reassembly {
 }
 
 impl Datagram {
-    /// The packet as it was before it was cut. The pieces do not overlap and add up to the whole, so nothing is missing.
-    fn whole(&self) -> Vec<u8> {
-        let mut frame = self.head.clone();
+    /// The packet as it was before it was cut, without options. The pieces do not overlap and add up to the whole, so
+    /// nothing is missing.
+    fn whole(&self, len: usize) -> Vec<u8> {
+        let Name { source, destination, protocol, .. } = self.name;
+        let way = Way { from_mac: [0; 6], to_mac: [0; 6], source, destination };
+        let mut frame = vec![0u8; wire::headers_len(destination)];
+        wire::headers(&mut frame, &way, protocol, self.ttl, len);
         for (_, piece) in &self.pieces {
             frame.extend_from_slice(piece);
         }
-        let len = frame.len() - HEADER;
-        let ip = &mut frame[HEADER..];
-        ip[0] = 0x45; // options have been read by nobody and are not kept
-        let options = self.head.len() - HEADER - 20;
-        put16(ip, 2, (len - options) as u16);
-        put16(ip, 6, 0);
-        wire::finish_v4(ip);
-        frame.drain(HEADER + 20..HEADER + 20 + options);
         frame
     }
 }

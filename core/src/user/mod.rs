@@ -221,7 +221,7 @@ impl Network {
     /// # Safety
     /// The frame is readable.
     unsafe fn take_packet(&mut self, arrival: &Arrival, packet: &Packet, is_group: bool) {
-        if packet.protocol == wire::ICMPV6 && !packet.is_v4() {
+        if packet.protocol == wire::ICMPV6 && !packet.is_v4() && packet.fragment.is_none() {
             // SAFETY: as the caller promises. Neighbour discovery comes before the source has an address.
             return unsafe { self.take_icmp(arrival, packet) };
         }
@@ -253,6 +253,7 @@ impl Network {
                 wire::TCP => self.take_tcp(arrival, packet),
                 wire::UDP => self.take_udp(arrival, packet),
                 wire::ICMP if packet.is_v4() => self.take_icmp(arrival, packet),
+                wire::ICMPV6 if !packet.is_v4() => self.take_icmp(arrival, packet),
                 _ => {}
             }
         }

@@ -26,7 +26,6 @@ use crate::offload::{GSO_UDP_L4, NEEDS_CSUM, VnetHeader};
 const HEADER: usize = 8;
 const CHECKSUM: usize = 6;
 const TTL: u8 = 64;
-const DATA_MOST: usize = 65_507;
 const ANSWERED_MS: u64 = 180_000;
 const UNANSWERED_MS: u64 = 30_000;
 /// Errors read at one go.
@@ -202,10 +201,13 @@ impl Network {
         }
         let start = wire::headers_len(guest.ip);
         let at = start + HEADER;
-        let got = datagram::receive(&udp.socket, &mut room.frame()[at..at + DATA_MOST]).ok()?;
+        let got = datagram::receive(&udp.socket, &mut room.frame()[at..]).ok()?;
         (udp.used_ms, udp.answered) = (self.core.now_ms, true);
         let mac = udp.mac;
         self.list_udp(id);
+        if got.truncated {
+            return None; // an IPv6 datagram longer than any frame
+        }
         let far = Endpoint { ip: self.core.config.seen(got.from.ip), port: got.from.port };
         let way = self.core.way(far.ip, guest.ip, mac);
         let each = if got.cut == 0 { got.len } else { got.len.min(got.cut.into()) };

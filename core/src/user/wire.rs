@@ -30,7 +30,7 @@ pub fn v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
 /// A fragment's place in its packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fragment {
-    pub id: u16,
+    pub id: u32,
     pub offset: usize,
     pub more: bool,
 }
@@ -84,8 +84,11 @@ fn packet_v4(head: &[u8], len: usize) -> Option<Packet> {
         return None;
     }
     let place = be16(ip, 6)?;
-    let fragment =
-        (place & 0x3fff != 0).then_some(Fragment { id: be16(ip, 4)?, offset: usize::from(place & 0x1fff) * 8, more: place & 0x2000 != 0 });
+    let fragment = (place & 0x3fff != 0).then_some(Fragment {
+        id: be16(ip, 4)?.into(),
+        offset: usize::from(place & 0x1fff) * 8,
+        more: place & 0x2000 != 0,
+    });
     Some(Packet {
         source: address_v4(ip, 12)?,
         destination: address_v4(ip, 16)?,
@@ -113,7 +116,15 @@ fn packet_v6(head: &[u8], len: usize) -> Option<Packet> {
             _ => break,
         }
     }
-    // IPv6 fragments (44) are not put together: no header that is answered for has this number.
+    let mut fragment = None;
+    if protocol == 44 {
+        let place = be16(ip, at + 2)?;
+        let found = Fragment { id: be32(ip, at + 4)?, offset: usize::from(place & 0xfff8), more: place & 1 != 0 };
+        // One that is alone is whole: RFC 6946.
+        fragment = (found.offset != 0 || found.more).then_some(found);
+        protocol = *ip.get(at)?;
+        at += 8;
+    }
     if HEADER + at > end {
         return None;
     }
@@ -121,7 +132,7 @@ fn packet_v6(head: &[u8], len: usize) -> Option<Packet> {
     if v4(source).is_some() || v4(destination).is_some() {
         return None; // ::ffff:a.b.c.d on the wire would pass for IPv4 here
     }
-    Some(Packet { source, destination, protocol, ttl: *ip.get(7)?, transport: HEADER + at, end, fragment: None })
+    Some(Packet { source, destination, protocol, ttl: *ip.get(7)?, transport: HEADER + at, end, fragment })
 }
 
 pub fn address_v4(bytes: &[u8], at: usize) -> Option<Ipv6Addr> {
