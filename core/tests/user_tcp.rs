@@ -37,6 +37,7 @@ struct Exchange {
     arena: &'static Arena,
     listener: TcpListener,
     room: Vec<u8>,
+    guest: u8,
     port: u16,
     seq: u32,
     ack: u32,
@@ -48,6 +49,10 @@ fn v4(last: u8) -> Ipv6Addr {
 }
 
 fn exchange() -> Exchange {
+    exchange_of(1024)
+}
+
+fn exchange_of(max_flows: usize) -> Exchange {
     let config = Config {
         v4: Some(Subnet { net: v4(0), prefix: 120, host: v4(2), outbound: None }),
         v6: None,
@@ -55,7 +60,7 @@ fn exchange() -> Exchange {
         restrict: false,
         loopback: Loopback::All,
         interface: String::new(),
-        max_flows: 1024,
+        max_flows,
         resolvers: Vec::new(),
         hostfwd: Vec::new(),
         guestfwd: Vec::new(),
@@ -66,6 +71,7 @@ fn exchange() -> Exchange {
         arena: testing::arena(1 << 20),
         listener,
         room: vec![0; VNET_LEN + FRAME_MOST],
+        guest: 15,
         port: 40_000,
         seq: u32::MAX - 1000, // it wraps on the way
         ack: 0,
@@ -89,7 +95,7 @@ impl Exchange {
         let mut bytes = vec![0u8; VNET_LEN];
         bytes.extend([0x52, 0x55, 10, 0, 2, 2, 0x52, 0x54, 0, 0, 0, 1, 8, 0]);
         let len = (40 + options.len() + data.len()) as u16;
-        let mut ip = vec![0x45, 0, (len >> 8) as u8, len as u8, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 2, 15, 10, 0, 2, 2];
+        let mut ip = vec![0x45, 0, (len >> 8) as u8, len as u8, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 2, self.guest, 10, 0, 2, 2];
         let sum = Sum::default().bytes(&ip).checksum();
         ip[10..12].copy_from_slice(&sum.to_be_bytes());
         let mut tcp = Vec::new();
@@ -556,4 +562,52 @@ fn a_peer_that_is_not_there_any_more_is_given_up() {
         assert!(times < 40);
     }
     assert!(times > 5);
+}
+
+#[test]
+fn a_guest_over_its_cap_is_refused_and_another_is_not() {
+    let mut exchange = exchange_of(64);
+    let mut held = Vec::new();
+    for port in 0..48 {
+        exchange.port = 42_000 + port;
+        held.push(exchange.opens());
+    }
+    exchange.port = 43_000;
+    exchange.say(SYN, &[]);
+    assert_eq!(exchange.hears().flags & RST, RST);
+    exchange.guest = 16;
+    held.push(exchange.opens());
+    assert_eq!(held.len(), 49);
+}
+
+#[test]
+fn ten_thousand_flows_are_held_with_data_on_all_of_them() {
+    let limit = libc::rlimit { rlim_cur: 65_536, rlim_max: 65_536 };
+    // SAFETY: the limit is readable.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+        eprintln!("skipped: not 65,536 descriptors for this user");
+        return;
+    }
+    let mut exchange = exchange_of(65_536);
+    exchange.listener.set_nonblocking(false).unwrap();
+    let mut flows = Vec::new();
+    let begun = Instant::now();
+    for port in 20_000..30_000 {
+        exchange.port = port;
+        let far = exchange.opens();
+        flows.push((port, exchange.seq, exchange.ack, far));
+    }
+    eprintln!("10,000 flows opened in {} ms", begun.elapsed().as_millis());
+    for (port, seq, ack, far) in &mut flows {
+        (exchange.port, exchange.seq, exchange.ack) = (*port, *seq, *ack);
+        exchange.say(ACK, &port.to_be_bytes());
+        exchange.seq = exchange.seq.wrapping_add(2);
+        assert_eq!(exchange.hears().ack, exchange.seq);
+        assert_eq!(read(far, 2), port.to_be_bytes());
+        far.write_all(&port.to_be_bytes()).unwrap();
+        let seen = exchange.hears_data();
+        assert_eq!(seen.data, port.to_be_bytes());
+        exchange.takes(&seen);
+        exchange.say(ACK, &[]);
+    }
 }

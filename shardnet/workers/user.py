@@ -185,7 +185,9 @@ class Options(options.PortOptions):
     @property
     def host6(self) -> ipaddress.IPv6Address | None:
         """This host in the IPv6 network."""
-        return self.ipv6_host or (self.network6 and self.network6.network_address + 2)
+        if self.ipv6_host is not None or self.network6 is None:
+            return self.ipv6_host
+        return self.network6.network_address + 2
 
     @property
     def lease(self) -> ipaddress.IPv4Address | None:
@@ -204,7 +206,7 @@ class Options(options.PortOptions):
 
 
 def _within(network: ipaddress.IPv4Network | None, low: int) -> ipaddress.IPv4Address | None:
-    return network and network.network_address + (low & int(network.hostmask))
+    return None if network is None else network.network_address + (low & int(network.hostmask))
 
 
 def check(given: Options) -> Iterator[tuple[str, str]]:

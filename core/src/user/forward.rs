@@ -54,7 +54,7 @@ impl Network {
 
     /// Open a flow to the guest for a client.
     fn call(&mut self, index: usize, forward: &HostForward, socket: Socket, name: &Name) {
-        let Some(net) = self.core.config.subnet(forward.guest.ip).copied() else { return socket.reset() };
+        let Some(net) = self.core.config.subnet(forward.guest.ip).copied() else { return refuse(&socket) };
         let far = name.endpoint().filter(|client| super::wire::v4(client.ip).is_some() == super::wire::v4(net.host).is_some());
         let far = far.map(|client| Endpoint { ip: self.core.config.seen(client.ip), port: client.port });
         let far = match far {
@@ -63,10 +63,10 @@ impl Network {
             }
             _ => self.free_port(index, forward.guest, net.host),
         };
-        let Some(far) = far else { return socket.reset() };
+        let Some(far) = far else { return refuse(&socket) };
         let ends = Ends { guest: forward.guest, far };
         if self.is_over_cap(&ends) {
-            return socket.reset();
+            return refuse(&socket);
         }
         let is_tcp = forward.transport == Transport::Tcp;
         if is_tcp {
@@ -124,4 +124,9 @@ impl Network {
         self.children.push(child);
         Ok(Socket::own(ours.into()))
     }
+}
+
+/// The client is to see a reset, since it was told that somebody is there.
+fn refuse(socket: &Socket) {
+    socket.end_by_reset();
 }

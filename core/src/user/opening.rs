@@ -50,6 +50,7 @@ impl Network {
         let (_, tcp) = self.tcp.get_mut(id)?;
         tcp.token = id.token(kind::TCP);
         let socket = tcp.socket.as_ref()?;
+        socket.end_by_reset();
         if self.core.peek_off {
             socket.peek_from(0);
         }

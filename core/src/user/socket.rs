@@ -257,12 +257,19 @@ impl Socket {
         unsafe { libc::shutdown(self.fd(), libc::SHUT_WR) };
     }
 
-    /// Close so that the far end sees a reset.
-    pub fn reset(self) {
-        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-        let mut bytes = [0u8; 8];
-        bytes[..4].copy_from_slice(&linger.l_onoff.to_ne_bytes());
-        bytes[4..].copy_from_slice(&linger.l_linger.to_ne_bytes());
+    /// From now on the far end sees a reset when the socket is closed, be it by the death of this process.
+    pub fn end_by_reset(&self) {
+        self.linger(1);
+    }
+
+    /// Close in order: the far end gets what was written, then the end.
+    pub fn finish(self) {
+        self.linger(0);
+    }
+
+    fn linger(&self, on: i32) {
+        let mut bytes = [0u8; 8]; // struct linger: on or off, and for how many seconds
+        bytes[..4].copy_from_slice(&on.to_ne_bytes());
         let _ = self.set_bytes(libc::SOL_SOCKET, libc::SO_LINGER, &bytes);
     }
 }

@@ -17,8 +17,8 @@
 //! until something is lost: then a window of half the flight, which grows by what is acknowledged.
 //!
 //! *Ends.* A FIN from the guest shuts the socket for writing once all before it was written; the end of the socket's data
-//! becomes a FIN once all before it was sent. A RST of the guest closes the socket with SO_LINGER 0, so that the far end
-//! sees a reset as well; an error of the socket becomes a RST. Blind RST and SYN are answered as RFC 5961 says.
+//! becomes a FIN once all before it was sent. Until both have come the socket has SO_LINGER 0, so that the far end sees a
+//! reset when the guest resets the flow, is given up, or our process dies; an error of the socket becomes a RST. Blind RST and SYN are answered as RFC 5961 says.
 
 use std::io;
 
@@ -271,9 +271,7 @@ impl Tcp {
 
     /// The guest reset the flow, or is no more: so does the far end see it.
     pub fn abort(&mut self) {
-        if let Some(socket) = self.socket.take() {
-            socket.reset();
-        }
+        self.socket = None;
         self.state = State::Gone;
     }
 
@@ -525,7 +523,9 @@ impl Tcp {
 
     fn maybe_over(&mut self, core: &Core) {
         if self.state == State::Open && self.is(flag::GUEST_FIN) && self.is(flag::FIN_ACKED) {
-            self.socket = None;
+            if let Some(socket) = self.socket.take() {
+                socket.finish();
+            }
             self.state = State::Resting;
             self.since_ms = core.now_ms;
         }
