@@ -3,8 +3,9 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use _core::arena::Arena;
@@ -25,6 +26,8 @@ const HEADERS: usize = 14 + 20 + 20;
 /// A segment as the guest sees it.
 #[derive(Debug, Clone)]
 struct Seen {
+    /// The guest's port.
+    port: u16,
     seq: u32,
     ack: u32,
     flags: u8,
@@ -36,6 +39,8 @@ struct Exchange {
     network: Network,
     arena: &'static Arena,
     listener: TcpListener,
+    /// The port that the guest speaks to.
+    to: u16,
     room: Vec<u8>,
     guest: u8,
     port: u16,
@@ -69,6 +74,7 @@ fn exchange_of(max_flows: usize) -> Exchange {
     let mut exchange = Exchange {
         network: Network::new(config).unwrap(),
         arena: testing::arena(1 << 20),
+        to: listener.local_addr().unwrap().port(),
         listener,
         room: vec![0; VNET_LEN + FRAME_MOST],
         guest: 15,
@@ -100,7 +106,7 @@ impl Exchange {
         ip[10..12].copy_from_slice(&sum.to_be_bytes());
         let mut tcp = Vec::new();
         tcp.extend(self.port.to_be_bytes());
-        tcp.extend(self.listener.local_addr().unwrap().port().to_be_bytes());
+        tcp.extend(self.to.to_be_bytes());
         tcp.extend(seq.to_be_bytes());
         tcp.extend(if flags & ACK != 0 { self.ack } else { 0 }.to_be_bytes());
         tcp.extend([((20 + options.len()) / 4 * 16) as u8, flags]);
@@ -140,6 +146,7 @@ impl Exchange {
             let end = 14 + usize::from(u16::from_be_bytes([frame[16], frame[17]]));
             assert!(end <= frame.len() && data <= end && end >= HEADERS);
             return Some(Seen {
+                port: u16::from_be_bytes([frame[36], frame[37]]),
                 seq: long(38),
                 ack: long(42),
                 flags: frame[47],
@@ -192,15 +199,19 @@ impl Exchange {
     }
 
     fn opens_with(&mut self, options: &[u8]) -> TcpStream {
+        self.shakes_hands(options);
+        let (far, _) = self.listener.accept().unwrap();
+        self.silence();
+        far
+    }
+
+    fn shakes_hands(&mut self, options: &[u8]) {
         self.say_with(self.seq, SYN, options, &[]);
         self.seq = self.seq.wrapping_add(1);
         let answer = self.hears();
         assert_eq!((answer.flags, answer.ack), (SYN | ACK, self.seq));
         self.ack = answer.seq.wrapping_add(1);
         self.say(ACK, &[]);
-        let (far, _) = self.listener.accept().unwrap();
-        self.silence();
-        far
     }
 
     fn takes(&mut self, seen: &Seen) {
@@ -580,34 +591,78 @@ fn a_guest_over_its_cap_is_refused_and_another_is_not() {
     assert_eq!(held.len(), 49);
 }
 
+/// An echo server in a process of its own, which has its own descriptors.
+const ECHO: &str = "
+import resource, selectors, socket
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+ready = selectors.EpollSelector()
+listeners = [socket.create_server(('127.0.0.1', 0), backlog=4096) for _ in range(4)]
+print(*(listener.getsockname()[1] for listener in listeners), flush=True)
+for listener in listeners:
+    ready.register(listener, selectors.EVENT_READ)
+while True:
+    for key, _ in ready.select():
+        if key.fileobj in listeners:
+            ready.register(key.fileobj.accept()[0], selectors.EVENT_READ)
+        else:
+            key.fileobj.send(key.fileobj.recv(100))
+";
+
 #[test]
 fn ten_thousand_flows_are_held_with_data_on_all_of_them() {
-    let limit = libc::rlimit { rlim_cur: 65_536, rlim_max: 65_536 };
-    // SAFETY: the limit is readable.
-    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
-        eprintln!("skipped: not 65,536 descriptors for this user");
-        return;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit is readable and writable.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
     }
+    assert!(limit.rlim_cur >= 11_000, "10,000 flows are as many descriptors (ulimit -n)");
+    let mut server = Server(Command::new("python3").args(["-c", ECHO]).stdout(Stdio::piped()).spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let mut exchange = exchange_of(65_536);
-    exchange.listener.set_nonblocking(false).unwrap();
-    let mut flows = Vec::new();
-    let begun = Instant::now();
-    for port in 20_000..30_000 {
-        exchange.port = port;
-        let far = exchange.opens();
-        flows.push((port, exchange.seq, exchange.ack, far));
-    }
-    eprintln!("10,000 flows opened in {} ms", begun.elapsed().as_millis());
-    for (port, seq, ack, far) in &mut flows {
-        (exchange.port, exchange.seq, exchange.ack) = (*port, *seq, *ack);
+    let listeners: Vec<u16> = line.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    let (memory, begun) = (resident(), Instant::now());
+    let flows: Vec<(u32, u32)> = (20_000..30_000)
+        .map(|port| {
+            (exchange.port, exchange.to) = (port, listeners[usize::from(port) % 4]);
+            exchange.shakes_hands(&[2, 4, 5, 180]);
+            (exchange.seq, exchange.ack)
+        })
+        .collect();
+    eprintln!("10,000 flows: opened in {} ms, {} bytes each", begun.elapsed().as_millis(), (resident() - memory) / 10_000);
+    for (port, (seq, ack)) in (20_000..).zip(&flows) {
+        (exchange.port, exchange.to) = (port, listeners[usize::from(port) % 4]);
+        (exchange.seq, exchange.ack) = (*seq, *ack);
         exchange.say(ACK, &port.to_be_bytes());
-        exchange.seq = exchange.seq.wrapping_add(2);
-        assert_eq!(exchange.hears().ack, exchange.seq);
-        assert_eq!(read(far, 2), port.to_be_bytes());
-        far.write_all(&port.to_be_bytes()).unwrap();
-        let seen = exchange.hears_data();
-        assert_eq!(seen.data, port.to_be_bytes());
-        exchange.takes(&seen);
-        exchange.say(ACK, &[]);
     }
+    let mut answered = 0;
+    while answered < flows.len() {
+        let seen = exchange.hears_data();
+        let (seq, ack) = flows[usize::from(seen.port) - 20_000];
+        assert_eq!((seen.seq, seen.ack, &seen.data[..]), (ack, seq.wrapping_add(2), &seen.port.to_be_bytes()[..]));
+        exchange.port = seen.port;
+        exchange.to = listeners[usize::from(seen.port) % 4];
+        (exchange.seq, exchange.ack) = (seq.wrapping_add(2), ack.wrapping_add(2));
+        exchange.say(ACK, &[]);
+        answered += 1;
+    }
+    eprintln!("all answered after {} ms", begun.elapsed().as_millis());
+}
+
+/// A process that goes with its test, however that ends.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Bytes of this process in memory.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
