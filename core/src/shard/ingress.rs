@@ -80,6 +80,7 @@ impl Shard {
             Engine::Tap(_) => self.read_tap(carried),
             Engine::Stream(_) => self.read_stream(carried),
             Engine::Dgram(_) => self.read_dgram(carried),
+            Engine::User(_) => self.read_user(carried),
         }
     }
 
@@ -167,6 +168,19 @@ impl Shard {
                     Ok(_) => self.arena.cell(self.me, carried.port).add(Counter::RxTaken, dgram.pending() as u64),
                     Err(error) => return nothing_read(&error),
                 },
+            }
+        }
+        Read::More
+    }
+
+    fn read_user(&mut self, carried: &mut Carried) -> Read {
+        for _ in 0..BURST {
+            let Some((at, claimed)) = self.place(carried) else { return Read::Held };
+            let Engine::User(network) = &mut carried.engine else { return Read::Empty };
+            // SAFETY: `place` gives room for any frame, with its headroom, which nobody else uses.
+            match unsafe { network.receive(at) } {
+                Ok(len) => self.settle(carried, Arrival { frame: at, len: len as usize, claimed }),
+                Err(_) => return Read::Empty,
             }
         }
         Read::More
