@@ -15,4 +15,4 @@ def measure(turn: Round) -> None:
         for name in "ring", "lane":
             with turn.attempt(name):
                 program = programs.program("ring") if name == "ring" else programs.lane_speed()
-                turn.add(f"lane {bytes_}", name, float(corner.run(program, bytes_, turn.seconds)) / 1e6)
+                turn.add(f"lane {bytes_}", name, float(corner.run(program, bytes_, turn.seconds).split()[0]) / 1e6)

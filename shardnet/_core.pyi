@@ -1,7 +1,7 @@
 """The native core: shared memory of a lab, seen by the supervisor (Arena) and by a worker (Shard)."""
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 WORKERS: Final[int]  # slots for worker processes in an arena, 64
 PORTS: Final[int]  # port ids are 1 to PORTS - 1, 1024
@@ -89,6 +89,15 @@ class Shard:
 
         `remote`: a sockaddr to send to; None: the socket is connected. `send_fd`: a second socket for sending (multicast). `follow`: answer to
         whoever sent last. `ignore`: a sockaddr whose datagrams are our own, come back.
+        """
+
+    def add_user(self, port: int, given: Mapping[str, Any]) -> None:
+        """A user-mode network. All of the keys are needed:
+
+        `ipv4`, `ipv6`: (network, prefix, host's address, address to bind outgoing sockets to or None) or None; `mtu`: 0 for none;
+        `restrict`; `loopback`: ranges of ports, None for all; `interface`: to bind outgoing sockets to, or ""; `max_flows`; `resolvers`;
+        `hostfwd`: (bound socket, "tcp" | "udp" | "unix", guest's address, guest's port) each, the socket stays the caller's;
+        `guestfwd`: (address, port, sockaddr as bytes | command as str) each.
         """
 
     def add_capture(self, fd: int, ports: Sequence[tuple[int, str]], snaplen: int) -> None:

@@ -1,7 +1,8 @@
 """Workers, the forkserver, the supervisor: killed and stopped, while others count every frame.
 
 Twelve victims of three kinds, a worker each, die in turn; a worker that lives for ten seconds between two deaths is
-restarted at once. SHARDNET_FAULTS in the environment says how many faults there are to be.
+restarted at once. SHARDNET_FAULTS in the environment says how many faults there are to be. How soon a port is back
+is printed (pytest -rP) and not judged: that is for bench/, on a machine with nothing else to do.
 """
 
 import contextlib
@@ -21,7 +22,6 @@ import labs
 
 FAULTS = int(os.environ.get("SHARDNET_FAULTS", "24"))
 LIVED_S = 10.2  # restarts.WINDOW_S and some air
-BACK_MEDIAN_S, BACK_WORST_S = 0.1, 1.0
 PROBE_S = 0.002
 WATCHER = 0x6001
 
@@ -127,10 +127,8 @@ def test_workers_die_in_turn_and_nobody_else_loses_a_frame(lab):
             f"{number.name}: {len(times)} times, back in {statistics.median(times):.3f} s, {max(times):.3f} s at worst"
         )
     print(f"before {before}\nafter  {after}")
-    assert account["rate"] > 9000
+    assert account["sent"] > 10_000
     assert (account["lost"], account["twice"], account["disordered"]) == (0, 0, 0)
-    assert statistics.median(back[signal.SIGKILL]) <= BACK_MEDIAN_S
-    assert max(back[signal.SIGKILL] + back[signal.SIGSTOP]) <= BACK_WORST_S
     assert all(after[what] == before[what] for what in ("processes", "descriptors", "of the supervisor"))
     assert after["resident KiB"] - before["resident KiB"] < 1024
     assert after["/dev/shm KiB"] - before["/dev/shm KiB"] < 1024

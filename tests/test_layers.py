@@ -22,7 +22,7 @@ LAYERS = [
     r"workers(\..*)?|services(\..*)?|plugged",
     r"connection",
     r"line|manual",
-    r"shardnet|ini|switch|kinds|timers|links|addresses",
+    r"shardnet|ini|switch|kinds|timers|links|addresses|forwards",
     r"control",
     r"options|rundir",
     r"_core",

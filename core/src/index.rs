@@ -23,7 +23,7 @@
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Positions are multiples of this, so that a record's header is aligned wherever it lies.
-pub const GRAIN: u64 = 8;
+pub const GRAIN: u64 = 4;
 
 fn aligned(position: u64) -> u64 {
     position.wrapping_add(GRAIN - 1) & !(GRAIN - 1)
@@ -172,6 +172,7 @@ impl Tail {
     }
 
     /// Is there room for `bytes` more? Looks at the far side only where its cached position says "possibly not".
+    #[inline]
     pub fn room(&mut self, control: &Control, bytes: u64) -> bool {
         if self.free() >= bytes {
             return true;
@@ -188,10 +189,12 @@ impl Tail {
         self.head == self.next
     }
 
+    #[inline]
     fn free(&self) -> u64 {
         self.capacity.saturating_sub(self.next.wrapping_sub(self.head))
     }
 
+    #[cold]
     fn refresh(&mut self, control: &Control) {
         let head = control.consumer.head.load(Ordering::Acquire);
         if head.wrapping_sub(self.head) <= self.published.wrapping_sub(self.head) {
@@ -211,6 +214,7 @@ impl Tail {
     }
 
     /// `bytes` more are written; leave a note of them.
+    #[inline]
     pub fn reserve(&mut self, control: &Control, bytes: u64) {
         self.next = self.next.wrapping_add(bytes);
         self.pushed = self.pushed.wrapping_add(1);
@@ -258,23 +262,23 @@ impl Head {
         Head { cursor: at, released: at, tail: at, seen: at, capacity: 0, taken: control.consumer_notes.popped.records(head) }
     }
 
-    /// Bytes published and not yet taken. Looks at the far side only where nothing is known to be left.
-    ///
-    /// After a `Fault` nothing of what the producer wrote is to be believed, and `skip` goes past it.
-    pub fn available(&mut self, control: &Control, bounds: Bounds) -> Result<u64, Fault> {
-        if self.cursor == self.tail {
-            let tail = control.producer.tail.load(Ordering::Acquire);
-            if tail != self.seen {
-                self.look(control, tail, bounds)?;
-            } else if self.cursor == self.released && control.consumer.head.load(Ordering::Relaxed) != self.released {
-                control.consumer.head.store(self.released, Ordering::Release); // somebody wrote over it
-            }
-        }
-        Ok(self.tail.wrapping_sub(self.cursor))
+    /// Bytes known to be published and not yet taken.
+    #[inline]
+    pub fn known(&self) -> u64 {
+        self.tail.wrapping_sub(self.cursor)
     }
 
-    /// Believe a tail, if it can be.
-    fn look(&mut self, control: &Control, tail: u64, bounds: Bounds) -> Result<(), Fault> {
+    /// Look at the far side's tail, where nothing is known to be left, and believe it if it can be.
+    ///
+    /// After a `Fault` nothing of what the producer wrote is to be believed, and `skip` goes past it.
+    pub fn look(&mut self, control: &Control, bounds: Bounds) -> Result<(), Fault> {
+        let tail = control.producer.tail.load(Ordering::Acquire);
+        if tail == self.seen {
+            if self.cursor == self.released && control.consumer.head.load(Ordering::Relaxed) != self.released {
+                control.consumer.head.store(self.released, Ordering::Release); // somebody wrote over it
+            }
+            return Ok(());
+        }
         self.seen = tail;
         let capacity = control.producer.capacity.load(Ordering::Relaxed);
         if !bounds.contain(capacity) || tail != aligned(tail) || tail.wrapping_sub(self.released) > capacity {
@@ -289,12 +293,13 @@ impl Head {
         Ok(())
     }
 
-    /// Is there anything that `available` has not told yet? It may turn out to be a fault.
+    /// Is there anything that was not taken, or not looked at? It may turn out to be a fault.
     pub fn has_news(&self, control: &Control) -> bool {
         self.cursor != self.tail || control.producer.tail.load(Ordering::Acquire) != self.seen
     }
 
     /// The record at the cursor, `bytes` long, has met its fate.
+    #[inline]
     pub fn take(&mut self, control: &Control, bytes: u64) {
         self.cursor = self.cursor.wrapping_add(bytes);
         self.taken = self.taken.wrapping_add(1);
@@ -302,6 +307,8 @@ impl Head {
     }
 
     /// Free what was taken; true where the producer waits for room and its doorbell is to be rung.
+    ///
+    /// It is rung once half of the lane is free, lest it sleeps and wakes for every batch.
     pub fn release(&mut self, control: &Control) -> bool {
         if self.released == self.cursor {
             return false;
@@ -310,6 +317,9 @@ impl Head {
         control.consumer.head.store(self.cursor, Ordering::Release);
         self.released = self.cursor;
         fence(Ordering::SeqCst);
+        if self.known() > self.capacity / 2 {
+            return false;
+        }
         let waiting = &control.waiting.0;
         waiting.load(Ordering::Relaxed) == 1 && waiting.compare_exchange(1, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }

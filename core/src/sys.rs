@@ -4,7 +4,7 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 
 /// What `epoll_wait` says of one descriptor: the token given to `Epoll::add` and EPOLL* bits.
@@ -148,13 +148,6 @@ pub fn ring(fd: RawFd) {
     unsafe { libc::write(fd, (&raw const one).cast(), 8) };
 }
 
-/// Set an eventfd back to zero.
-pub fn hush(fd: RawFd) {
-    let mut count = 0u64;
-    // SAFETY: eight writable bytes.
-    unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
-}
-
 /// Read at most `len` bytes to `at`.
 ///
 /// # Safety
@@ -270,6 +263,12 @@ impl Epoll {
         // SAFETY: the kernel fills at most `ready.len()` entries.
         let count = check(unsafe { libc::epoll_wait(self.0, ready.as_mut_ptr(), ready.len() as libc::c_int, timeout_ms) })?;
         Ok(&ready[..count as usize])
+    }
+}
+
+impl AsRawFd for Epoll {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
     }
 }
 

@@ -74,7 +74,7 @@ impl Capture {
         let Some(&interface) = self.interfaces.get(&entry.label.from) else { return };
         let len = entry.label.len as usize;
         let kept = if self.snaplen == 0 { len } else { len.min(self.snaplen) };
-        let time = stamped(entry.label.stamp);
+        let time = stamped(entry.stamp());
         let direction: u32 = if entry.label.kind == MIRROR_IN { 1 } else { 2 };
         block(&mut self.buffer, 6, |out| {
             out.extend(interface.to_le_bytes());

@@ -135,19 +135,25 @@ impl Shard {
             }),
             Engine::Stream(stream) => stream.send(piece, cell, &mut self.bench),
             Engine::Dgram(dgram) => dgram.send(piece, cell, &mut self.bench),
+            // SAFETY: a piece is readable, with its virtio-net header before it.
+            Engine::User(network) => unsafe { network.send(piece, cell) },
         };
+        let answers = matches!(carried.engine, Engine::User(_));
         match sent {
             Err(Refusal::Ended(errno)) => {
                 self.end(carried, errno);
                 return sent;
             }
-            Ok(()) if !matches!(carried.engine, Engine::Tap(_)) && !carried.dirty && !carried.waits_writable => {
+            Ok(()) if !matches!(carried.engine, Engine::Tap(_) | Engine::User(_)) && !carried.dirty && !carried.waits_writable => {
                 carried.dirty = true;
                 self.dirty.push(to);
             }
             _ => {}
         }
         self.ports[usize::from(to)] = Some(carried);
+        if answers {
+            self.list(to);
+        }
         if sent.is_ok() && config.mirror != 0 {
             self.mirror(config.mirror, to, MIRROR_OUT, piece);
         }

@@ -5,7 +5,7 @@ use std::ptr;
 
 use super::{BURST, Carried, Engine, HOLD_MOST_NS, Shard, Way, bits};
 use crate::frame;
-use crate::lane::{CLAIM, FORWARD, FRAME_LEAST, FRAME_MOST, HEADROOM, Label, MIRROR_IN, TAGGED};
+use crate::lane::{CLAIM, FORWARD, FRAME_LEAST, FRAME_MOST, HEADROOM, Label, MIRROR_IN, RECORD_HEADER, TAGGED};
 use crate::offload::{GSO_NONE, VnetHeader};
 use crate::port::{Piece, Refusal, capture, stream, tap};
 use crate::ports::{Cause, Counter, NOBODY, Port, Worker};
@@ -80,6 +80,7 @@ impl Shard {
             Engine::Tap(_) => self.read_tap(carried),
             Engine::Stream(_) => self.read_stream(carried),
             Engine::Dgram(_) => self.read_dgram(carried),
+            Engine::User(_) => self.read_user(carried),
         }
     }
 
@@ -167,6 +168,19 @@ impl Shard {
                     Ok(_) => self.arena.cell(self.me, carried.port).add(Counter::RxTaken, dgram.pending() as u64),
                     Err(error) => return nothing_read(&error),
                 },
+            }
+        }
+        Read::More
+    }
+
+    fn read_user(&mut self, carried: &mut Carried) -> Read {
+        for _ in 0..BURST {
+            let Some((at, claimed)) = self.place(carried) else { return Read::Held };
+            let Engine::User(network) = &mut carried.engine else { return Read::Empty };
+            // SAFETY: `place` gives room for any frame, with its headroom, which nobody else uses.
+            match unsafe { network.receive(at) } {
+                Ok(len) => self.settle(carried, Arrival { frame: at, len: len as usize, claimed }),
+                Err(_) => return Read::Empty,
             }
         }
         Read::More
@@ -407,7 +421,7 @@ impl Shard {
             };
             // SAFETY: a claim has room for any frame behind its headroom, and is ours alone.
             let out = unsafe {
-                ptr::write_bytes(at, 0, HEADROOM);
+                at.add(RECORD_HEADER).cast::<[u8; 4]>().write(capture::stamp().to_ne_bytes());
                 std::slice::from_raw_parts_mut(at.add(HEADROOM), len.min(FRAME_MOST))
             };
             if len > FRAME_MOST {
@@ -415,7 +429,7 @@ impl Shard {
                 continue;
             }
             piece.copy(out);
-            producer.commit(Label { len: len as u32, stamp: capture::stamp(), from: port, to: NOBODY, vlan: 0, kind });
+            producer.commit(Label { len: len as u32, from: port, to: NOBODY, vlan: 0, kind });
             self.unpublished |= 1 << to;
         }
     }
@@ -484,7 +498,7 @@ impl Carried {
 }
 
 fn label(from: Port, to: Port, vlan: u16, len: usize) -> Label {
-    Label { len: len as u32, stamp: 0, from, to, vlan, kind: FORWARD }
+    Label { len: len as u32, from, to, vlan, kind: FORWARD }
 }
 
 fn nothing_read(error: &io::Error) -> Read {

@@ -24,6 +24,7 @@ use crate::ports::{Cause, Port, Worker};
 use crate::switch::View;
 use crate::sys::{self, Epoll, Ready};
 use crate::table::Clock;
+use crate::user::Network;
 
 const BURST: usize = 64;
 const HOLD_MOST_NS: u64 = 100_000_000;
@@ -43,6 +44,7 @@ enum Engine {
     Tap(Tap),
     Stream(Box<Stream>),
     Dgram(Box<Dgram>),
+    User(Box<Network>),
 }
 
 /// Where a port's last frame went.
@@ -113,7 +115,8 @@ impl Shard {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a doorbell for each worker, this one among them"));
         }
         let epoll = Epoll::new()?;
-        epoll.add(bells[usize::from(me)], libc::EPOLLIN as u32, BELL)?;
+        // By its edge: each ring is told once, and nobody has to set the bell back.
+        epoll.add(bells[usize::from(me)], (libc::EPOLLIN | libc::EPOLLET) as u32, BELL)?;
         Ok(Shard {
             arena,
             me,
@@ -158,6 +161,23 @@ impl Shard {
         self.add(port, Engine::Dgram(Box::new(dgram)), false)
     }
 
+    pub fn add_user(&mut self, port: Port, network: Network) -> io::Result<()> {
+        self.add(port, Engine::User(Box::new(network)), false)?;
+        self.list(port);
+        Ok(())
+    }
+
+    /// Have the port read in the next turn: it may have something to say to what it was just given.
+    fn list(&mut self, port: Port) {
+        if let Some(carried) = &mut self.ports[usize::from(port)]
+            && !carried.listed
+            && carried.held_since_ns.is_none()
+        {
+            carried.listed = true;
+            self.readable.push(port);
+        }
+    }
+
     pub fn add_capture(&mut self, capture: Capture) {
         self.capture = Some(capture);
     }
@@ -190,8 +210,10 @@ impl Shard {
             novelty: Novelty::default(),
         };
         if !lent {
-            for fd in carried.descriptors() {
-                sys::nonblocking(fd)?;
+            if !matches!(carried.engine, Engine::User(_)) {
+                for fd in carried.descriptors() {
+                    sys::nonblocking(fd)?;
+                }
             }
             self.listen(&carried)?;
             self.own.push(port);
@@ -302,7 +324,7 @@ impl Shard {
         for event in result? {
             let (kind, id) = (event.u64 & !0xffff_ffff, event.u64 as u32);
             match kind {
-                BELL => sys::hush(self.bells[usize::from(self.me)]),
+                BELL => {}
                 WATCH => self.news.push(News::Ready(id as RawFd)),
                 _ => self.wake(id as Port, event.events),
             }
@@ -443,6 +465,7 @@ impl Carried {
             Engine::Tap(tap) => (tap.queues.as_slice(), None),
             Engine::Stream(stream) => (&[][..], Some(stream.read_fd)),
             Engine::Dgram(dgram) => (&[][..], Some(dgram.fd)),
+            Engine::User(network) => (&[][..], Some(network.epoll_fd())),
         };
         many.iter().copied().chain(one)
     }
@@ -450,7 +473,7 @@ impl Carried {
     /// The descriptor that may have to be waited for before it can be written.
     fn writer(&self) -> Option<RawFd> {
         match &self.engine {
-            Engine::Tap(_) => None,
+            Engine::Tap(_) | Engine::User(_) => None,
             Engine::Stream(stream) => Some(stream.write_fd),
             Engine::Dgram(dgram) => Some(dgram.send_fd),
         }
@@ -462,7 +485,7 @@ impl Carried {
 
     fn queued(&self) -> usize {
         match &self.engine {
-            Engine::Tap(_) => 0,
+            Engine::Tap(_) | Engine::User(_) => 0,
             Engine::Stream(stream) => stream.queued(),
             Engine::Dgram(dgram) => dgram.queued(),
         }
@@ -472,13 +495,13 @@ impl Carried {
     fn pending(&self) -> usize {
         match &self.engine {
             Engine::Dgram(dgram) => dgram.pending(),
-            Engine::Tap(_) | Engine::Stream(_) => 0,
+            Engine::Tap(_) | Engine::Stream(_) | Engine::User(_) => 0,
         }
     }
 
     fn is_full(&self) -> bool {
         match &self.engine {
-            Engine::Tap(_) => false,
+            Engine::Tap(_) | Engine::User(_) => false,
             Engine::Stream(stream) => stream.is_full(),
             Engine::Dgram(dgram) => dgram.is_full(),
         }
@@ -486,7 +509,7 @@ impl Carried {
 
     fn flush(&mut self, cell: &crate::ports::Cell) -> Flush {
         match &mut self.engine {
-            Engine::Tap(_) => Flush::Idle,
+            Engine::Tap(_) | Engine::User(_) => Flush::Idle,
             Engine::Stream(stream) => stream.flush(cell),
             Engine::Dgram(dgram) => dgram.flush(cell),
         }
