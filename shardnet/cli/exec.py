@@ -28,7 +28,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shardnet import control, links
@@ -36,6 +36,8 @@ from shardnet.cli import Failure, namespace, qemu, usage
 
 NOT_EXECUTABLE, NO_COMMAND = 126, 127  # as shells say it
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+OF_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)  # sent to both of us: the command decides
+PASSED_ON = (signal.SIGTERM, signal.SIGHUP)  # sent to us alone
 
 
 def run(argv: Sequence[str]) -> int:
@@ -101,20 +103,24 @@ def _interface(
 
 def _command(command: Sequence[str]) -> int:
     """Run the command to its end, passing on signals that only we were sent."""
+    # Held back until we know what to do with them: the command may answer, and be signalled, before Popen has returned.
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {*OF_THE_TERMINAL, *PASSED_ON})
     try:
-        child = subprocess.Popen(command, preexec_fn=_die_with_parent)
+        child = subprocess.Popen(command, preexec_fn=lambda: _begin(kept))
     except FileNotFoundError:
         raise Failure(f"{command[0]}: no such command", NO_COMMAND) from None
     except PermissionError:
         raise Failure(f"{command[0]}: Permission denied", NOT_EXECUTABLE) from None
-    for number in (signal.SIGINT, signal.SIGQUIT):  # the terminal sends these to both of us; the command decides
+    for number in OF_THE_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in PASSED_ON:
         signal.signal(number, lambda number, _: child.send_signal(number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, kept)
     code = child.wait()
     return code if code >= 0 else 128 - code
 
 
-def _die_with_parent() -> None:
-    """A command whose port has gone with a killed parent would wait for ever."""
+def _begin(mask: Iterable[int]) -> None:
+    """Take signals again; die with the parent: a command whose port has gone with it would wait for ever."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
