@@ -149,6 +149,11 @@ named! {
 
 pub const FIRST_EGRESS: usize = Cause::TxOversize as usize;
 
+/// A sum of counters. They are what their writers say, so it may wrap.
+pub fn total(counters: impl IntoIterator<Item = u64>) -> u64 {
+    counters.into_iter().fold(0, u64::wrapping_add)
+}
+
 /// What one worker counts for one port: one writer, plain words.
 #[repr(C, align(128))]
 pub struct Cell {
@@ -191,7 +196,7 @@ impl Cell {
 
     /// The worker that counted here is dead: what it held is lost. Returns how many frames that were.
     pub fn bury(&self) -> u64 {
-        let lost = self.counter(Counter::InHand as usize) + self.counter(Counter::Queued as usize);
+        let lost = total([Counter::InHand, Counter::Queued].map(|held| self.counter(held as usize)));
         self.drop(Cause::WorkerDied, lost);
         self.set(Counter::InHand, 0);
         self.set(Counter::Queued, 0);
