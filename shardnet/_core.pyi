@@ -1,13 +1,13 @@
 """The native core: shared memory of a lab, seen by the supervisor (Arena) and by a worker (Shard)."""
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 WORKERS: Final[int]  # slots for worker processes in an arena, 64
 PORTS: Final[int]  # port ids are 1 to PORTS - 1, 1024
 SWITCHES: Final[int]  # 64
 COUNTERS: Final[tuple[str, ...]]  # names of a port's counters, drops not among them
-DROP_CAUSES: Final[tuple[str, ...]]  # names of the reasons to drop, ingress first; egress ones begin with "tx_", and worker_died
+DROP_CAUSES: Final[tuple[str, ...]]  # names of the reasons to drop, ingress first; egress ones begin with "tx_"
 
 class Arena:
     """The shared memory of a lab. Raises ValueError where the descriptor holds no arena of this version."""
@@ -41,7 +41,7 @@ class Arena:
         """Copy what passes `port`, both ways, to the lane of `worker` (a capture)."""
 
     def counters(self, port: int) -> dict[str, int]:
-        """All of COUNTERS, summed over workers; rx_frames, rx_drops, tx_drops and worker_died beside them."""
+        """All of COUNTERS, summed over workers; rx_frames, rx_drops, tx_drops, in_hand and queued beside them."""
 
     def drops(self, port: int) -> dict[str, int]:
         """Frames dropped by cause, causes without a drop left out."""
@@ -56,7 +56,7 @@ class Arena:
         """Times that `worker` was caught breaking the protocol of a lane; a worker that does is to be killed."""
 
     def repair(self, worker: int) -> int:
-        """After the death of `worker` and before its successor: make its lanes consistent; returns frames lost, now booked as worker_died."""
+        """After the death of `worker` and before its successor: make its lanes consistent; returns frames lost, now booked as worker_died and tx_worker_died."""
 
     def fdb(self, switch: int) -> list[tuple[str, int, int, int]]:
         """(MAC, VLAN, port, age in seconds) for each live entry."""
@@ -75,11 +75,29 @@ class Shard:
     def add_stream(self, port: int, read_fd: int, write_fd: int, prefix: int = 4) -> None:
         """Big-endian length of `prefix` bytes (2 or 4) and a frame; read_fd may equal write_fd. Ended by EOF, error or a bad length."""
 
-    def add_dgram(self, port: int, fd: int, remote: bytes | None = None, *, send_fd: int = -1, follow: bool = False, ignore: bytes | None = None) -> None:
+    def add_dgram(
+        self,
+        port: int,
+        fd: int,
+        remote: bytes | None = None,
+        *,
+        send_fd: int = -1,
+        follow: bool = False,
+        ignore: bytes | None = None,
+    ) -> None:
         """A frame a datagram (or a record of SOCK_SEQPACKET).
 
         `remote`: a sockaddr to send to; None: the socket is connected. `send_fd`: a second socket for sending (multicast). `follow`: answer to
         whoever sent last. `ignore`: a sockaddr whose datagrams are our own, come back.
+        """
+
+    def add_user(self, port: int, given: Mapping[str, Any]) -> None:
+        """A user-mode network. All of the keys are needed:
+
+        `ipv4`, `ipv6`: (network, prefix, host's address, address to bind outgoing sockets to or None) or None; `mtu`: 0 for none;
+        `restrict`; `loopback`: ranges of ports, None for all; `interface`: to bind outgoing sockets to, or ""; `max_flows`; `resolvers`;
+        `hostfwd`: (bound socket, "tcp" | "udp" | "unix", guest's address, guest's port) each, the socket stays the caller's;
+        `guestfwd`: (address, port, sockaddr as bytes | command as str) each.
         """
 
     def add_capture(self, fd: int, ports: Sequence[tuple[int, str]], snaplen: int) -> None:

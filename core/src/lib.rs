@@ -1,7 +1,7 @@
 //! The per-frame core of shardnet.
 //!
 //! ```text
-//!   python (PyO3, thin) -> shard (a worker's loop) -> port/* (engines), switch -> arena, lane, table, frame, offload -> sys
+//!   python (PyO3, thin) -> shard (a worker's loop) -> port/*, user/* (engines), switch -> arena, lane, table, frame, offload -> sys
 //! ```
 //!
 //! Only towards the right. Everything but `python` builds and is tested without Python.
@@ -34,6 +34,8 @@ pub mod table;
 #[cfg(not(loom))]
 #[doc(hidden)]
 pub mod testing;
+#[cfg(not(loom))]
+pub mod user;
 
 #[cfg(all(feature = "python", not(loom)))]
 mod python;

@@ -3,6 +3,7 @@
 //! The supervisor writes the policy, workers read it; each worker counts in a cell of its own, so every counter has
 //! one writer and survives it. A port's number is the sum over the workers.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 pub type Port = u16;
@@ -108,10 +109,10 @@ named! {
     Flooded = "flooded",
     /// Copies of flooded frames for which a lane had no room.
     CopiesLost = "copies_lost",
-    /// Frames taken from the descriptor whose fate is not settled (a gauge).
-    InHand = "in_hand",
-    /// Frames waiting in front of the descriptor (a gauge).
-    Queued = "queued",
+    /// Frames taken from the descriptor. Those among them that have met no fate yet are in hand.
+    RxTaken = "rx_taken",
+    /// Frames offered to the descriptor. Those among them that neither went nor were dropped are queued.
+    Offered = "offered",
 }
 
 named! {
@@ -137,14 +138,18 @@ named! {
     LaneFull = "lane_full",
     /// No memory for a lane (/dev/shm is full).
     NoMemory = "no_memory",
+    /// Taken from the descriptor by a worker that died before it went on.
+    WorkerDied = "worker_died",
     TxOversize = "tx_oversize",
     TxFull = "tx_full",
     TxError = "tx_error",
     TxDown = "tx_down",
     /// A virtio-net header that does not fit its frame, met where it had to be obeyed.
     TxOffload = "tx_offload",
-    /// In the hands of a worker when it died.
-    WorkerDied = "worker_died",
+    /// The port changed its switch, its VLANs or its isolation while the frame was under way.
+    TxChanged = "tx_changed",
+    /// In front of the descriptor of a worker that died. Some of them may have gone.
+    TxWorkerDied = "tx_worker_died",
 }
 
 pub const FIRST_EGRESS: usize = Cause::TxOversize as usize;
@@ -155,6 +160,9 @@ pub fn total(counters: impl IntoIterator<Item = u64>) -> u64 {
 }
 
 /// What one worker counts for one port: one writer, plain words.
+///
+/// A frame is counted once when it is taken over and once with its fate, each by the store of one word, so that the
+/// death of the worker at any instruction leaves it in one place.
 #[repr(C, align(128))]
 pub struct Cell {
     counters: [AtomicU64; 24],
@@ -170,10 +178,6 @@ impl Cell {
 
     pub fn add(&self, counter: Counter, by: u64) {
         Cell::bump(&self.counters[counter as usize], by);
-    }
-
-    pub fn set(&self, counter: Counter, value: u64) {
-        self.counters[counter as usize].store(value, Ordering::Relaxed);
     }
 
     pub fn drop(&self, cause: Cause, frames: u64) {
@@ -194,12 +198,68 @@ impl Cell {
         }
     }
 
+    /// Frames taken from the descriptor that have met no fate.
+    pub fn in_hand(&self) -> u64 {
+        let settled = total([self.count(Counter::Forwarded), self.count(Counter::Filtered), self.sum(0..FIRST_EGRESS)]);
+        self.count(Counter::RxTaken).saturating_sub(settled)
+    }
+
+    /// Frames that wait in front of the descriptor.
+    pub fn queued(&self) -> u64 {
+        let settled = total([self.count(Counter::TxFrames), self.sum(FIRST_EGRESS..CAUSES.len())]);
+        self.count(Counter::Offered).saturating_sub(settled)
+    }
+
     /// The worker that counted here is dead: what it held is lost. Returns how many frames that were.
     pub fn bury(&self) -> u64 {
-        let lost = total([Counter::InHand, Counter::Queued].map(|held| self.counter(held as usize)));
-        self.drop(Cause::WorkerDied, lost);
-        self.set(Counter::InHand, 0);
-        self.set(Counter::Queued, 0);
-        lost
+        let (in_hand, queued) = (self.in_hand(), self.queued());
+        self.drop(Cause::WorkerDied, in_hand);
+        self.drop(Cause::TxWorkerDied, queued);
+        total([in_hand, queued])
+    }
+
+    fn count(&self, counter: Counter) -> u64 {
+        self.counter(counter as usize)
+    }
+
+    fn sum(&self, causes: Range<usize>) -> u64 {
+        total(causes.map(|cause| self.dropped(cause)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell() -> Cell {
+        let zeros = || std::array::from_fn(|_| AtomicU64::new(0));
+        Cell { counters: zeros(), drops: zeros() }
+    }
+
+    #[test]
+    fn what_a_dead_worker_had_taken_and_not_settled_is_lost_once() {
+        let cell = cell();
+        cell.add(Counter::RxTaken, 32);
+        cell.add(Counter::Forwarded, 20);
+        cell.drop(Cause::Runt, 2);
+        assert_eq!((cell.in_hand(), cell.bury()), (10, 10));
+        assert_eq!((cell.dropped(Cause::WorkerDied as usize), cell.in_hand(), cell.bury()), (10, 0, 0));
+    }
+
+    #[test]
+    fn what_waited_in_front_of_its_descriptor_is_lost_once() {
+        let cell = cell();
+        cell.add(Counter::Offered, 9);
+        cell.add(Counter::TxFrames, 4);
+        cell.drop(Cause::TxFull, 1);
+        assert_eq!((cell.queued(), cell.bury()), (4, 4));
+        assert_eq!((cell.dropped(Cause::TxWorkerDied as usize), cell.queued(), cell.bury()), (4, 0, 0));
+    }
+
+    #[test]
+    fn counters_cleared_under_a_worker_that_still_counts_are_not_negative() {
+        let cell = cell();
+        cell.add(Counter::TxFrames, 1);
+        assert_eq!((cell.queued(), cell.bury()), (0, 0));
     }
 }

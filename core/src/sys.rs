@@ -4,7 +4,7 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 
 /// What `epoll_wait` says of one descriptor: the token given to `Epoll::add` and EPOLL* bits.
@@ -266,6 +266,12 @@ impl Epoll {
         // SAFETY: the kernel fills at most `ready.len()` entries.
         let count = check(unsafe { libc::epoll_wait(self.0, ready.as_mut_ptr(), ready.len() as libc::c_int, timeout_ms) })?;
         Ok(&ready[..count as usize])
+    }
+}
+
+impl AsRawFd for Epoll {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
     }
 }
 

@@ -30,7 +30,7 @@ fn content(number: usize, len: usize) -> &'static [u8] {
 }
 
 fn label(number: usize, len: usize) -> Label {
-    Label { len: len as u32, from: number as u16 % 1024, to: 1023, vlan: 0xc000 | number as u16 % 4096, kind: number as u16 % 3 }
+    Label { len: len as u32, from: number as u16 % 1024, to: 1023, vlan: 0xc000 | (number as u16 % 4096), kind: number as u16 % 3 }
 }
 
 /// Both ends of a lane in one process, and what should be in it.

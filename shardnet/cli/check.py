@@ -10,7 +10,8 @@ Options:
   -q, --quiet                 print mistakes only
   -h, --help                  print this
 
-Every mistake is printed, a line each, with the line of the file, the section, the key. Exit code 0: the lab is right, 1: it is not.
+Every mistake is printed, a line each, with the line of the file, the section,
+the key. Exit code 0: the lab is right, 1: it is not.
 """
 
 import sys

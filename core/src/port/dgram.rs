@@ -118,11 +118,11 @@ impl Dgram {
     /// connection, and FRAME_MOST + 1 where it was longer than that.
     pub fn peek(&mut self) -> Option<(*mut u8, usize)> {
         while self.next < self.filled {
-            let name = &self.names[self.next][..self.name_lens[self.next]];
-            if self.peer.ignore.as_ref().is_some_and(|own| own.bytes() == name) {
+            if self.is_own(self.next) {
                 self.next += 1;
                 continue;
             }
+            let name = &self.names[self.next][..self.name_lens[self.next]];
             if self.peer.follow && !name.is_empty() && self.peer.remote.as_ref().is_none_or(|known| known.bytes() != name) {
                 self.peer.remote = Address::new(name);
             }
@@ -136,6 +136,16 @@ impl Dgram {
 
     pub fn consume(&mut self) {
         self.next += 1;
+    }
+
+    /// Frames that came in and were not consumed.
+    pub fn pending(&self) -> usize {
+        (self.next..self.filled).filter(|&index| !(self.is_own(index) || self.records && self.lens[index] == 0)).count()
+    }
+
+    /// Is it one of ours, come back?
+    fn is_own(&self, index: usize) -> bool {
+        self.peer.ignore.as_ref().is_some_and(|own| own.bytes() == &self.names[index][..self.name_lens[index]])
     }
 
     /// Does an empty record mean the end? It does where there are connections (SOCK_SEQPACKET), not on datagrams.

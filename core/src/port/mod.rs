@@ -154,6 +154,7 @@ pub fn finish(piece: &Piece, cell: &Cell, bench: &mut Bench, mut emit: impl FnMu
     } else {
         cell.add(Counter::Checksummed, 1);
     }
+    cell.add(Counter::Offered, frames.saturating_sub(1) as u64);
     Ok(())
 }
 

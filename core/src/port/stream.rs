@@ -1,15 +1,16 @@
 //! The engine of a byte stream: a big-endian length of two or four bytes, then the frame (QEMU's stream and socket; VDE's plug).
 //!
-//! Both ways go through a buffer of our own, so that a system call carries many frames. A length of 0 is skipped; one
-//! that no frame can have ends the connection, for nothing behind it can be believed. A frame that was begun is always
+//! Both ways go through a buffer of our own, so that a system call carries many frames. A frame too short to be one is counted and
+//! skipped; a length that no frame can have ends the connection, for nothing behind it can be believed. A frame that was begun is always
 //! written to its end.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 
+use crate::frame;
 use crate::lane::{FRAME_LEAST, FRAME_MOST, HEADROOM};
-use crate::ports::{Cell, Counter};
+use crate::ports::{Cause, Cell, Counter};
 use crate::sys;
 
 use super::{Bench, Flush, Inbox, Piece, QUEUE_MOST, Refusal, finish};
@@ -106,7 +107,7 @@ impl Stream {
         }
         if len < FRAME_LEAST {
             self.consume();
-            return if len == 0 { self.next_after_nothing() } else { Next::Runt };
+            return Next::Runt;
         }
         // SAFETY: the frame lies in the filled part, with the headroom or a consumed frame before it; its prefix was
         // read and is no longer needed, so the virtio-net header may take its place.
@@ -115,11 +116,6 @@ impl Stream {
             std::ptr::write_bytes(frame.sub(crate::lane::VNET_LEN), 0, crate::lane::VNET_LEN);
             Next::Frame(frame, len)
         }
-    }
-
-    /// A length of 0 says nothing: on to the next.
-    fn next_after_nothing(&mut self) -> Next {
-        if self.end == self.begin { Next::Partial } else { self.peek() }
     }
 
     /// The frame that `peek` showed has been dealt with.
@@ -143,16 +139,24 @@ impl Stream {
         if self.is_full() {
             return Err(Refusal::Blocked);
         }
+        let longest = if self.prefix == 2 { usize::from(u16::MAX) } else { FRAME_MOST + frame::TAG };
         if piece.vnet().is_partial() {
             let Stream { outbox, ends, prefix, .. } = self;
             return finish(piece, cell, bench, |head, tail| {
-                put_prefix(outbox, *prefix, head.len() + tail.len());
+                let len = head.len() + tail.len();
+                if len > longest {
+                    return cell.drop(Cause::TxOversize, 1);
+                }
+                put_prefix(outbox, *prefix, len);
                 outbox.extend_from_slice(head);
                 outbox.extend_from_slice(tail);
                 ends.push_back(outbox.len());
             });
         }
         let len = piece.wire_len();
+        if len > longest {
+            return Err(Refusal::Drop(Cause::TxOversize));
+        }
         put_prefix(&mut self.outbox, self.prefix, len);
         let at = self.outbox.len();
         self.outbox.resize(at + len, 0);

@@ -110,18 +110,18 @@ impl Arena {
         Ok(())
     }
 
-    /// Sums over workers; rx_frames, rx_drops and tx_drops are sums over fates and causes.
+    /// Sums over workers; rx_frames, rx_drops and tx_drops are sums over fates and causes, in_hand and queued what is without one.
     fn counters(&self, port: usize) -> PyResult<HashMap<&'static str, u64>> {
         let port = port_of(port)?;
         let sum = |index: usize| ports::total(self.inner.workers().map(|worker| self.inner.cell(worker, port).counter(index)));
         let mut counters: HashMap<&'static str, u64> = COUNTERS.iter().enumerate().map(|(index, name)| (*name, sum(index))).collect();
         let drops = self.sums_of_drops(port);
-        let died = drops[ports::Cause::WorkerDied as usize];
         let rx_drops = ports::total(drops[..FIRST_EGRESS].iter().copied());
-        let tx_drops = ports::total(drops[FIRST_EGRESS..].iter().copied()).wrapping_sub(died);
+        let tx_drops = ports::total(drops[FIRST_EGRESS..].iter().copied());
         counters.insert("rx_drops", rx_drops);
         counters.insert("tx_drops", tx_drops);
-        counters.insert("worker_died", died);
+        counters.insert("in_hand", ports::total(self.inner.workers().map(|worker| self.inner.cell(worker, port).in_hand())));
+        counters.insert("queued", ports::total(self.inner.workers().map(|worker| self.inner.cell(worker, port).queued())));
         counters.insert("rx_frames", ports::total([counters["forwarded"], counters["filtered"], rx_drops]));
         Ok(counters)
     }

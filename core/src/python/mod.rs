@@ -5,6 +5,7 @@
 mod arena;
 mod process;
 mod shard;
+mod user;
 
 use pyo3::prelude::*;
 

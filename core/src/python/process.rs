@@ -3,7 +3,42 @@
 use std::ffi::CString;
 use std::io;
 
+use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
+use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
+
+/// System calls that no worker needs once it carries frames, and with which one that was taken over could go further:
+/// into other processes, into namespaces where it would be root, into less trodden parts of the kernel. `ftruncate` is
+/// among them for the arena's sake, whose pages nobody may take from under the others.
+const REFUSED: &[libc::c_long] = &[
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_ftruncate,
+];
 
 fn control(option: libc::c_int, value: libc::c_ulong) -> io::Result<()> {
     // SAFETY: these options take numbers only.
@@ -20,6 +55,7 @@ struct CapabilityHeader {
 /// Give up all capabilities, now and after any exec, and the right to gain others; leave no core; die with the parent.
 ///
 /// capabilities(7), prctl(2): no_new_privs, the bounding and ambient sets, the three sets of the process, dumpable.
+/// seccomp(2): system calls that no worker needs are refused, in this process and in those it starts.
 #[pyfunction]
 pub fn drop_privileges() -> PyResult<()> {
     control(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)?;
@@ -47,7 +83,20 @@ pub fn drop_privileges() -> PyResult<()> {
     if unsafe { libc::setrlimit(libc::RLIMIT_CORE, &limit) } < 0 {
         return Err(io::Error::last_os_error().into());
     }
-    Ok(())
+    refuse_system_calls().map_err(|why| PyOSError::new_err(format!("seccomp: {why}")))
+}
+
+/// Have the kernel answer EPERM to `REFUSED`, and to an fallocate that does more than allocate (it could punch holes).
+fn refuse_system_calls() -> Result<(), String> {
+    let text = |error: seccompiler::BackendError| error.to_string();
+    let punch = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, 0).map_err(text)?;
+    let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|&call| (call, Vec::new())).collect();
+    rules.insert(libc::SYS_fallocate, vec![SeccompRule::new(vec![punch]).map_err(text)?]);
+    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    let arch = std::env::consts::ARCH.try_into().map_err(text)?;
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).map_err(text)?;
+    let program: BpfProgram = filter.try_into().map_err(text)?;
+    seccompiler::apply_filter(&program).map_err(|error| error.to_string())
 }
 
 /// Name this process in ps and top; the kernel keeps 15 bytes.

@@ -78,6 +78,11 @@ impl Shard {
         Ok(self.inner.add_dgram(port_of(port)?, Dgram::new(fd, send_fd, peer))?)
     }
 
+    fn add_user(&mut self, port: usize, given: super::user::Given) -> PyResult<()> {
+        let network = crate::user::Network::new(super::user::config(given)?)?;
+        Ok(self.inner.add_user(port_of(port)?, network)?)
+    }
+
     fn add_capture(&mut self, fd: RawFd, ports: Vec<(usize, String)>, snaplen: usize) -> PyResult<()> {
         let ports = ports.into_iter().map(|(port, name)| Ok((port_of(port)?, name))).collect::<PyResult<Vec<_>>>()?;
         self.inner.add_capture(Capture::new(fd, &ports, snaplen));

@@ -63,10 +63,15 @@ impl Shard {
             return true;
         }
         if switch::leave(self.arena, label.from, config.vlan, label.vlan).is_none() {
+            self.refuse_changed(label.to);
             return true;
         }
+        if self.is_stuck() {
+            return false;
+        }
         if label.to != NOBODY {
-            return self.accept_one(&config, entry);
+            self.accept_one(&config, entry);
+            return true;
         }
         for index in 0..self.view.domains[config.switch].members.len() {
             let to = self.view.domains[config.switch].members[index];
@@ -79,31 +84,25 @@ impl Shard {
         true
     }
 
-    fn accept_one(&mut self, from: &switch::Config, entry: &Entry) -> bool {
+    fn accept_one(&mut self, from: &switch::Config, entry: &Entry) {
         let label = entry.label;
-        let Some(&config) = self.view.ports.get(usize::from(label.to)) else { return true };
-        if !config.used || config.worker != self.me || config.switch != from.switch || (config.isolated && from.isolated) {
-            return true;
-        }
-        let Some(edit) = switch::leave(self.arena, label.to, config.vlan, label.vlan) else { return true };
-        let piece = Piece { frame: entry.frame, len: label.len as usize, edit };
-        // The lane is the queue of a worker with one port; with several, one stuck port must not hold up the others.
-        if self.own == 1 {
-            if let Err(Refusal::Blocked) = self.try_deliver(label.to, &piece) {
-                return false;
+        let Some(&config) = self.view.ports.get(usize::from(label.to)) else { return };
+        let edit = switch::leave(self.arena, label.to, config.vlan, label.vlan);
+        match edit {
+            Some(edit) if config.switch == from.switch && !(config.isolated && from.isolated) && config.worker == self.me => {
+                self.deliver(label.to, &Piece { frame: entry.frame, len: label.len as usize, edit });
             }
-        } else {
-            self.deliver(label.to, &piece);
+            _ => self.refuse_changed(label.to),
         }
-        true
     }
 
-    fn try_deliver(&mut self, to: Port, piece: &Piece) -> Result<(), Refusal> {
-        if self.ports[usize::from(to)].as_ref().is_some_and(|to| to.is_full()) {
-            return Err(Refusal::Blocked);
+    /// Count a frame for a port of ours that may not have it any more. One for a port that is gone counts nowhere.
+    fn refuse_changed(&self, to: Port) {
+        if self.own.contains(&to) {
+            let cell = self.arena.cell(self.me, to);
+            cell.add(Counter::Offered, 1);
+            cell.drop(Cause::TxChanged, 1);
         }
-        self.deliver(to, piece);
-        Ok(())
     }
 
     fn add_to_capture(&mut self, entry: &Entry) {
@@ -136,22 +135,25 @@ impl Shard {
             }),
             Engine::Stream(stream) => stream.send(piece, cell, &mut self.bench),
             Engine::Dgram(dgram) => dgram.send(piece, cell, &mut self.bench),
+            // SAFETY: a piece is readable, with its virtio-net header before it.
+            Engine::User(network) => unsafe { network.send(piece, cell) },
         };
+        let answers = matches!(carried.engine, Engine::User(_));
         match sent {
             Err(Refusal::Ended(errno)) => {
                 self.end(carried, errno);
                 return sent;
             }
-            Ok(()) if !matches!(carried.engine, Engine::Tap(_)) => {
-                cell.set(Counter::Queued, carried.queued() as u64);
-                if !carried.dirty && !carried.waits_writable {
-                    carried.dirty = true;
-                    self.dirty.push(to);
-                }
+            Ok(()) if !matches!(carried.engine, Engine::Tap(_) | Engine::User(_)) && !carried.dirty && !carried.waits_writable => {
+                carried.dirty = true;
+                self.dirty.push(to);
             }
             _ => {}
         }
         self.ports[usize::from(to)] = Some(carried);
+        if answers {
+            self.list(to);
+        }
         if sent.is_ok() && config.mirror != 0 {
             self.mirror(config.mirror, to, MIRROR_OUT, piece);
         }

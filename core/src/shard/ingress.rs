@@ -80,6 +80,7 @@ impl Shard {
             Engine::Tap(_) => self.read_tap(carried),
             Engine::Stream(_) => self.read_stream(carried),
             Engine::Dgram(_) => self.read_dgram(carried),
+            Engine::User(_) => self.read_user(carried),
         }
     }
 
@@ -134,7 +135,11 @@ impl Shard {
                     let Engine::Stream(stream) = &mut carried.engine else { return Read::Empty };
                     stream.consume();
                 }
-                stream::Next::Runt => self.arena.cell(self.me, carried.port).drop(Cause::Runt, 1),
+                stream::Next::Runt => {
+                    let cell = self.arena.cell(self.me, carried.port);
+                    cell.add(Counter::RxTaken, 1);
+                    cell.drop(Cause::Runt, 1);
+                }
                 stream::Next::Bad => return Read::Ended(libc::EPROTO),
                 stream::Next::Partial => match stream.fill() {
                     Ok(0) => return Read::Ended(0),
@@ -160,9 +165,22 @@ impl Shard {
                 }
                 None => match dgram.fill() {
                     Ok(0) => return Read::Empty,
-                    Ok(_) => {}
+                    Ok(_) => self.arena.cell(self.me, carried.port).add(Counter::RxTaken, dgram.pending() as u64),
                     Err(error) => return nothing_read(&error),
                 },
+            }
+        }
+        Read::More
+    }
+
+    fn read_user(&mut self, carried: &mut Carried) -> Read {
+        for _ in 0..BURST {
+            let Some((at, claimed)) = self.place(carried) else { return Read::Held };
+            let Engine::User(network) = &mut carried.engine else { return Read::Empty };
+            // SAFETY: `place` gives room for any frame, with its headroom, which nobody else uses.
+            match unsafe { network.receive(at) } {
+                Ok(len) => self.settle(carried, Arrival { frame: at, len: len as usize, claimed }),
+                Err(_) => return Read::Empty,
             }
         }
         Read::More
@@ -180,7 +198,9 @@ impl Shard {
     /// Decide about a frame and carry it on; whatever happens is counted.
     fn settle(&mut self, carried: &mut Carried, arrival: Arrival) {
         let cell = self.arena.cell(self.me, carried.port);
-        cell.set(Counter::InHand, 1);
+        if !matches!(carried.engine, Engine::Dgram(_)) {
+            cell.add(Counter::RxTaken, 1); // a datagram was counted with its batch
+        }
         match self.forward(carried, arrival) {
             Ok(counter) => {
                 cell.add(counter, 1);
@@ -188,7 +208,6 @@ impl Shard {
             }
             Err(cause) => cell.drop(cause, 1),
         }
-        cell.set(Counter::InHand, 0);
         if self.unpublished_bytes >= PUBLISH_BYTES {
             self.publish();
         }
@@ -250,10 +269,6 @@ impl Shard {
     }
 
     fn learn(&mut self, carried: &mut Carried, config: &Config, source: u64, vlan: u16) -> Result<(), Cause> {
-        let address = source | u64::from(vlan & switch::VID) << 48;
-        if carried.last_heard == (address, self.now_s) && self.own == 1 {
-            return Ok(());
-        }
         let record = self.arena.port(carried.port);
         let table = self.arena.table(config.switch);
         let over = |macs: u32| config.max_macs != 0 && macs >= config.max_macs;
@@ -284,9 +299,8 @@ impl Shard {
                 count(carried.port, 1);
             }
             Heard::Full if over(record.macs.load(std::sync::atomic::Ordering::Relaxed)) => return Err(Cause::MacLimit),
-            Heard::Full => return Ok(()),
+            Heard::Full => {}
         }
-        carried.last_heard = (address, self.now_s);
         Ok(())
     }
 
@@ -458,6 +472,7 @@ impl Shard {
 
     /// A frame is handed to a port that this worker can write to; what becomes of it is counted there.
     pub(super) fn deliver(&mut self, to: Port, piece: &Piece) {
+        self.arena.cell(self.me, to).add(Counter::Offered, 1);
         if let Err(refusal) = self.egress(to, piece) {
             let cause = match refusal {
                 Refusal::Drop(cause) => cause,

@@ -20,10 +20,11 @@ use std::time::{Duration, Instant};
 use crate::arena::{Arena, PORTS, WORKERS};
 use crate::lane::{Consumer, Producer};
 use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Stream, Tap};
-use crate::ports::{self, Cause, Counter, Port, Worker};
+use crate::ports::{self, Cause, Port, Worker};
 use crate::switch::View;
 use crate::sys::{self, Epoll, Ready};
 use crate::table::Clock;
+use crate::user::Network;
 
 const BURST: usize = 64;
 const HOLD_MOST_NS: u64 = 100_000_000;
@@ -43,6 +44,7 @@ enum Engine {
     Tap(Tap),
     Stream(Box<Stream>),
     Dgram(Box<Dgram>),
+    User(Box<Network>),
 }
 
 /// Where a port's last frame went.
@@ -69,7 +71,6 @@ struct Carried {
     history: u64,
     /// New addresses that may still be learnt this second.
     novelty: Novelty,
-    last_heard: (u64, u32),
 }
 
 #[derive(Default)]
@@ -90,8 +91,8 @@ pub struct Shard {
     view: View,
     now_s: u32,
     ports: Vec<Option<Box<Carried>>>,
-    /// Ports that are ours, lent ones not counted.
-    own: usize,
+    /// Ports that are ours, lent ones not among them.
+    own: Vec<Port>,
     producers: Vec<Option<Box<Producer>>>,
     consumers: Vec<Option<Box<Consumer>>>,
     /// A bit a worker: its lane has records that it was not shown.
@@ -123,7 +124,7 @@ impl Shard {
             view: View::default(),
             now_s: sys::now_s(),
             ports: (0..PORTS).map(|_| None).collect(),
-            own: 0,
+            own: Vec::new(),
             producers: (0..WORKERS).map(|_| None).collect(),
             consumers: (0..WORKERS).map(|_| None).collect(),
             unpublished: 0,
@@ -146,7 +147,9 @@ impl Shard {
 
     /// Write to another worker's TAP ourselves, while nothing of ours waits in the lane to that worker.
     pub fn lend(&mut self, port: Port, queue: RawFd) -> io::Result<()> {
-        self.remove(port);
+        if self.ports.get(usize::from(port)).is_some_and(|there| there.as_ref().is_some_and(|there| there.lent)) {
+            self.remove(port);
+        }
         self.add(port, Engine::Tap(Tap::new(vec![queue])), true)
     }
 
@@ -156,6 +159,23 @@ impl Shard {
 
     pub fn add_dgram(&mut self, port: Port, dgram: Dgram) -> io::Result<()> {
         self.add(port, Engine::Dgram(Box::new(dgram)), false)
+    }
+
+    pub fn add_user(&mut self, port: Port, network: Network) -> io::Result<()> {
+        self.add(port, Engine::User(Box::new(network)), false)?;
+        self.list(port);
+        Ok(())
+    }
+
+    /// Have the port read in the next turn: it may have something to say to what it was just given.
+    fn list(&mut self, port: Port) {
+        if let Some(carried) = &mut self.ports[usize::from(port)]
+            && !carried.listed
+            && carried.held_since_ns.is_none()
+        {
+            carried.listed = true;
+            self.readable.push(port);
+        }
     }
 
     pub fn add_capture(&mut self, capture: Capture) {
@@ -172,8 +192,10 @@ impl Shard {
         if port == 0 || usize::from(port) >= PORTS {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such port"));
         }
-        if self.ports[usize::from(port)].is_some() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the port is carried already"));
+        match &self.ports[usize::from(port)] {
+            Some(there) if there.lent && !lent => self.remove(port), // it was another worker's, and is ours now
+            Some(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the port is carried already")),
+            None => {}
         }
         let carried = Carried {
             port,
@@ -186,14 +208,15 @@ impl Shard {
             way: None,
             history: 0,
             novelty: Novelty::default(),
-            last_heard: (0, 0),
         };
         if !lent {
-            for fd in carried.descriptors() {
-                sys::nonblocking(fd)?;
+            if !matches!(carried.engine, Engine::User(_)) {
+                for fd in carried.descriptors() {
+                    sys::nonblocking(fd)?;
+                }
             }
             self.listen(&carried)?;
-            self.own += 1;
+            self.own.push(port);
         }
         self.ports[usize::from(port)] = Some(Box::new(carried));
         Ok(())
@@ -222,14 +245,14 @@ impl Shard {
         if carried.lent {
             return;
         }
-        self.own -= 1;
         for fd in carried.descriptors() {
             self.epoll.remove(fd);
         }
         let cell = self.arena.cell(self.me, carried.port);
+        cell.drop(Cause::Down, carried.pending() as u64);
         cell.drop(Cause::TxDown, carried.queued() as u64);
-        cell.set(Counter::Queued, 0);
         let other = |&port: &Port| port != carried.port;
+        self.own.retain(other);
         self.readable.retain(other);
         self.dirty.retain(other);
         self.held.retain(other);
@@ -281,7 +304,9 @@ impl Shard {
         let mut busy = self.drain_lanes();
         busy |= self.read_ports();
         self.flush();
-        busy
+        // What was written out has made room: a port that waited for it is read at once, and not after a nap.
+        self.review_held();
+        busy | !self.readable.is_empty()
     }
 
     fn wait(&mut self, busy: bool, left: Option<Duration>) -> io::Result<()> {
@@ -313,18 +338,16 @@ impl Shard {
     /// Did anything come into our lanes since we looked?
     fn has_mail(&mut self) -> bool {
         let senders = self.arena.worker(self.me).senders.0.load(Ordering::Acquire);
-        bits(senders).any(|from| {
-            let single_stuck = self.own == 1 && self.capture.is_none() && self.is_any_full();
-            !single_stuck && self.consumer(from).has_more()
-        })
+        !self.is_stuck() && bits(senders).any(|from| self.consumer(from).has_more())
     }
 
-    fn is_any_full(&self) -> bool {
-        self.dirty_or_waiting().any(Carried::is_full)
-    }
-
-    fn dirty_or_waiting(&self) -> impl Iterator<Item = &Carried> {
-        self.ports.iter().flatten().map(Box::as_ref).filter(|carried| carried.waits_writable)
+    /// Is there one port only, and does it take no more? Then its lanes are its queue. With several ports, one that is
+    /// stuck must not hold up the others, and what comes for it is dropped.
+    fn is_stuck(&self) -> bool {
+        match self.own[..] {
+            [only] => self.ports[usize::from(only)].as_ref().is_some_and(|carried| carried.is_full()),
+            _ => false,
+        }
     }
 
     fn wake(&mut self, port: Port, events: u32) {
@@ -347,7 +370,6 @@ impl Shard {
             carried.dirty = false;
             let cell = self.arena.cell(self.me, port);
             let flushed = carried.flush(cell);
-            cell.set(Counter::Queued, carried.queued() as u64);
             match flushed {
                 Flush::Ended(errno) => {
                     self.end(carried, errno);
@@ -446,6 +468,7 @@ impl Carried {
             Engine::Tap(tap) => (tap.queues.as_slice(), None),
             Engine::Stream(stream) => (&[][..], Some(stream.read_fd)),
             Engine::Dgram(dgram) => (&[][..], Some(dgram.fd)),
+            Engine::User(network) => (&[][..], Some(network.epoll_fd())),
         };
         many.iter().copied().chain(one)
     }
@@ -453,7 +476,7 @@ impl Carried {
     /// The descriptor that may have to be waited for before it can be written.
     fn writer(&self) -> Option<RawFd> {
         match &self.engine {
-            Engine::Tap(_) => None,
+            Engine::Tap(_) | Engine::User(_) => None,
             Engine::Stream(stream) => Some(stream.write_fd),
             Engine::Dgram(dgram) => Some(dgram.send_fd),
         }
@@ -465,15 +488,23 @@ impl Carried {
 
     fn queued(&self) -> usize {
         match &self.engine {
-            Engine::Tap(_) => 0,
+            Engine::Tap(_) | Engine::User(_) => 0,
             Engine::Stream(stream) => stream.queued(),
             Engine::Dgram(dgram) => dgram.queued(),
         }
     }
 
+    /// Frames that came in and have met no fate.
+    fn pending(&self) -> usize {
+        match &self.engine {
+            Engine::Dgram(dgram) => dgram.pending(),
+            Engine::Tap(_) | Engine::Stream(_) | Engine::User(_) => 0,
+        }
+    }
+
     fn is_full(&self) -> bool {
         match &self.engine {
-            Engine::Tap(_) => false,
+            Engine::Tap(_) | Engine::User(_) => false,
             Engine::Stream(stream) => stream.is_full(),
             Engine::Dgram(dgram) => dgram.is_full(),
         }
@@ -481,7 +512,7 @@ impl Carried {
 
     fn flush(&mut self, cell: &crate::ports::Cell) -> Flush {
         match &mut self.engine {
-            Engine::Tap(_) => Flush::Idle,
+            Engine::Tap(_) | Engine::User(_) => Flush::Idle,
             Engine::Stream(stream) => stream.flush(cell),
             Engine::Dgram(dgram) => dgram.flush(cell),
         }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use _core::arena::{Arena, LANE_LEAST};
 use _core::index::{Bounds, Control, Head};
 use _core::lane::{self, CLAIM, Consumer, Label, Producer};
-use _core::ports::{Cell, Counter, Port, Vlan, Worker};
+use _core::ports::{Cause, Cell, Counter, Port, Vlan, Worker};
 use _core::repair::{self, Policy};
 use _core::sys::Mapping;
 use _core::table::{Clock, Heard, Key, SLOTS};
@@ -262,8 +262,12 @@ fn what_a_dead_worker_held_is_booked_whatever_it_says() {
     let arena = testing::arena(LANE_MOST);
     configure(arena, 1, 1);
     let cell: &Cell = arena.cell(1, 1);
-    cell.set(Counter::InHand, u64::MAX);
-    cell.set(Counter::Queued, u64::MAX);
+    for counter in [Counter::RxTaken, Counter::Forwarded, Counter::Filtered, Counter::Offered, Counter::TxFrames] {
+        cell.add(counter, u64::MAX - 1);
+    }
+    for cause in [Cause::Runt, Cause::LaneFull, Cause::TxFull, Cause::TxDown] {
+        cell.drop(cause, u64::MAX - 2);
+    }
     arena.worker(1).beat.0.store(1, Ordering::Relaxed);
     arena.control(1, 1).consumer_notes.faults.store(u64::MAX, Ordering::Relaxed);
     repair::repair(arena, 1);

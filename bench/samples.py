@@ -1,0 +1,105 @@
+"""What was measured: a value for each measure, subject and round, with medians, spreads and ratios.
+
+A ratio is taken round by round, between two values measured within seconds of each other, and the median of those is the ratio
+that counts: the machine drifts by a factor of two within the hour, and both values drift with it.
+"""
+
+import contextlib
+import dataclasses
+import statistics
+import sys
+from collections.abc import Iterator
+
+from bench import corner
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    title: str
+    unit: str
+    row: str  # what selects it on the command line
+    control: str | None = None  # the subject that ratios refer to
+    digits: int = 0
+
+
+MEASURES = {
+    "tcp1": Measure("TCP, 1 stream", "Gbit/s", "tcp1", "forwarder", 1),
+    "tcp1 cpu": Measure("CPU, 1 stream", "s/GB", "tcp1", "forwarder", 3),
+    "tcp4": Measure("TCP, 4 streams", "Gbit/s", "tcp4", "forwarder", 1),
+    "tcp4 cpu": Measure("CPU, 4 streams", "s/GB", "tcp4", "forwarder", 3),
+    "udp64": Measure("UDP 64 B delivered", "kframes/s", "udp64", "forwarder"),
+    "udp64 cpu": Measure("the same per CPU-second", "kframes", "udp64", "forwarder"),
+    "p50": Measure("UDP ping-pong p50", "us", "pingpong", "forwarder", 1),
+    "p99": Measure("UDP ping-pong p99", "us", "pingpong", "forwarder", 1),
+    "lane 64": Measure("64 B", "Mframes/s", "lane", "ring", 2),
+    "lane 1514": Measure("1514 B", "Mframes/s", "lane", "ring", 2),
+    "lane 65536": Measure("65,536 B", "Mframes/s", "lane", "ring", 3),
+    "stream 64": Measure("64 B", "kframes/s", "stream", "qemu stream"),
+    "stream 1514": Measure("1514 B", "kframes/s", "stream", "qemu stream"),
+    "start": Measure("start to first frame on every port", "ms", "start"),
+    "rss": Measure("RSS", "MB", "memory", None, 1),
+    "pss": Measure("PSS", "MB", "memory", None, 1),
+    "ports": Measure("UDP 64 B delivered", "kframes/s", "ports", "2 ports"),
+    "ports cpu": Measure("CPU a frame", "us", "ports", "2 ports", 2),
+    "kill": Measure("longest silence of its port", "ms", "kill"),
+    "kill lost": Measure("frames lost by two others", "at 10,000/s", "kill"),
+    "kill unread": Measure("refused by a TAP's queue", "frames", "kill"),
+}
+ROWS = tuple(dict.fromkeys(measure.row for measure in MEASURES.values()))
+
+
+class Samples:
+    """All values of one run."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, dict[str, dict[int, list[float]]]] = {}
+        self.notes: list[str] = []
+
+    def add(self, measure: str, subject: str, turn: int, *values: float) -> None:
+        self.values.setdefault(measure, {}).setdefault(subject, {}).setdefault(turn, []).extend(values)
+
+    def note(self, text: str) -> None:
+        """Remember once why something is not among the values."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def subjects(self, *measures: str) -> list[str]:
+        return list(dict.fromkeys(subject for measure in measures for subject in self.values.get(measure, {})))
+
+    def all(self, measure: str, subject: str) -> list[float]:
+        return [value for values in self.values.get(measure, {}).get(subject, {}).values() for value in values]
+
+    def ratio(self, measure: str, subject: str, control: str) -> float | None:
+        """Median over rounds of subject / control, None where they share no round."""
+        ours, theirs = (self.values.get(measure, {}).get(name, {}) for name in (subject, control))
+        ratios = [
+            statistics.median(ours[turn]) / statistics.median(theirs[turn])
+            for turn in ours
+            if turn in theirs and statistics.median(theirs[turn])
+        ]
+        return statistics.median(ratios) if ratios else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One turn through the rows: how long a measurement lasts, where its values go."""
+
+    number: int
+    seconds: float
+    samples: Samples
+
+    def add(self, measure: str, subject: str, *values: float) -> None:
+        """Keep values, and show them as they come."""
+        self.samples.add(measure, subject, self.number, *values)
+        what = MEASURES[measure]
+        shown = " ".join(f"{value:.{what.digits}f}" for value in values)
+        print(f"round {self.number}  {subject:<14} {measure:<12} {shown} {what.unit}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Go on without what fails in here, but say so in the results."""
+        try:
+            yield
+        except corner.Failed as failure:
+            self.samples.note(f"{what}: {failure}")
+            print(f"round {self.number}  {what}: {failure}", file=sys.stderr, flush=True)

@@ -1,0 +1,85 @@
+//! The description of a user-mode network, read from Python's arguments.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::user::config::{GuestForward, HostForward, Loopback, Served, Subnet, Transport};
+use crate::user::socket::Name;
+use crate::user::{Config, Endpoint};
+
+/// Network, prefix, the host's address in it, the address that outgoing sockets are bound to.
+type Net = (String, u32, String, Option<String>);
+
+#[derive(FromPyObject)]
+pub enum To {
+    Socket(Vec<u8>),
+    Command(String),
+}
+
+fn address(text: &str) -> PyResult<Ipv6Addr> {
+    match text.parse() {
+        Ok(IpAddr::V4(ip)) => Ok(ip.to_ipv6_mapped()),
+        Ok(IpAddr::V6(ip)) => Ok(ip),
+        Err(why) => Err(PyValueError::new_err(format!("{text}: {why}"))),
+    }
+}
+
+fn subnet((net, prefix, host, outbound): Net) -> PyResult<Subnet> {
+    let net = address(&net)?;
+    let before = if net.to_ipv4_mapped().is_some() { 96 } else { 0 };
+    if before + prefix > 128 {
+        return Err(PyValueError::new_err(format!("{prefix}: no prefix")));
+    }
+    Ok(Subnet { net, prefix: before + prefix, host: address(&host)?, outbound: outbound.as_deref().map(address).transpose()? })
+}
+
+fn transport(text: &str) -> PyResult<Transport> {
+    match text {
+        "tcp" => Ok(Transport::Tcp),
+        "udp" => Ok(Transport::Udp),
+        "unix" => Ok(Transport::Unix),
+        _ => Err(PyValueError::new_err(format!("{text}: neither tcp nor udp nor unix"))),
+    }
+}
+
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct Given {
+    ipv4: Option<Net>,
+    ipv6: Option<Net>,
+    mtu: u16,
+    restrict: bool,
+    loopback: Option<Vec<(u16, u16)>>,
+    interface: String,
+    max_flows: usize,
+    resolvers: Vec<String>,
+    hostfwd: Vec<(i32, String, String, u16)>,
+    guestfwd: Vec<(String, u16, To)>,
+}
+
+pub fn config(given: Given) -> PyResult<Config> {
+    let hostfwd = |(fd, kind, ip, port): (i32, String, String, u16)| {
+        Ok(HostForward { fd, transport: transport(&kind)?, guest: Endpoint { ip: address(&ip)?, port } })
+    };
+    let guestfwd = |(ip, port, to): (String, u16, To)| {
+        let to = match to {
+            To::Command(command) => Served::Command(command),
+            To::Socket(bytes) => Served::Socket(Name::new(&bytes).ok_or_else(|| PyValueError::new_err("longer than any address"))?),
+        };
+        Ok(GuestForward { at: Endpoint { ip: address(&ip)?, port }, to })
+    };
+    Ok(Config {
+        v4: given.ipv4.map(subnet).transpose()?,
+        v6: given.ipv6.map(subnet).transpose()?,
+        mtu: given.mtu,
+        restrict: given.restrict,
+        loopback: given.loopback.map_or(Loopback::All, Loopback::Only),
+        interface: given.interface,
+        max_flows: given.max_flows,
+        resolvers: given.resolvers.iter().map(|text| address(text)).collect::<PyResult<_>>()?,
+        hostfwd: given.hostfwd.into_iter().map(hostfwd).collect::<PyResult<_>>()?,
+        guestfwd: given.guestfwd.into_iter().map(guestfwd).collect::<PyResult<_>>()?,
+    })
+}

@@ -1,0 +1,117 @@
+//! A guest's SYN becomes a flow: judged, given a socket, connected. The guest hears of it when the far end has answered.
+
+use std::io;
+
+use super::config::{Served, Target};
+use super::flows::{Endpoint, Ends, Id};
+use super::icmp;
+use super::segment::Segment;
+use super::socket::{Name, Socket, bind_outbound};
+use super::tcp::Tcp;
+use super::wire::{Mac, Packet};
+use super::{Network, SOCKET_EVENTS, kind};
+
+impl Network {
+    /// A SYN that belongs to no flow.
+    pub(super) fn open(&mut self, ends: Ends, packet: &Packet, mac: Mac, syn: &Segment) {
+        let made = match self.core.config.target(ends.far, true) {
+            Target::Senseless => return,
+            Target::Refused => return self.core.reset_stray(&ends, mac, syn),
+            Target::Nobody => return self.core.tell_unreachable(&ends, mac, syn.seq, libc::EHOSTUNREACH),
+            _ if self.is_over_cap(&ends) => return self.core.reset_stray(&ends, mac, syn),
+            Target::Outside(_) if packet.ttl <= 1 => return self.too_far(&ends, mac, syn),
+            Target::Outside(to) => self.dial(to),
+            Target::Forward(index) => self.serve(index),
+        };
+        match made {
+            Ok((socket, is_tcp, connected)) => {
+                let tcp = Tcp::from_guest(&self.core, &ends, socket, is_tcp, mac, syn);
+                if let Some(id) = self.add_tcp(ends, tcp)
+                    && connected
+                    && let Some((_, tcp)) = self.tcp.get_mut(id)
+                {
+                    tcp.connected(&mut self.core);
+                    self.settle_tcp(id);
+                }
+            }
+            Err(error) => match error.raw_os_error().unwrap_or(0) {
+                errno @ (libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EPERM) => {
+                    self.core.tell_unreachable(&ends, mac, syn.seq, errno);
+                }
+                _ => self.core.reset_stray(&ends, mac, syn),
+            },
+        }
+    }
+
+    /// Put a flow into the table and its socket into epoll.
+    pub(super) fn add_tcp(&mut self, ends: Ends, tcp: Tcp) -> Option<Id> {
+        let id = self.tcp.insert(ends, tcp)?;
+        *self.held.entry(ends.guest.ip).or_default() += 1;
+        let (_, tcp) = self.tcp.get_mut(id)?;
+        tcp.token = id.token(kind::TCP);
+        let socket = tcp.socket.as_ref()?;
+        socket.end_by_reset();
+        if self.core.peek_off {
+            socket.peek_from(0);
+        }
+        if self.core.epoll.add(socket.fd(), SOCKET_EVENTS, tcp.token).is_err() {
+            tcp.fail(&mut self.core);
+        }
+        Some(id)
+    }
+
+    /// One guest leaves the others a quarter of the flows.
+    pub(super) fn is_over_cap(&self, ends: &Ends) -> bool {
+        let most = self.core.config.max_flows;
+        self.tcp.len() >= most || self.held.get(&ends.guest.ip).is_some_and(|held| *held >= most - most / 4)
+    }
+
+    fn too_far(&mut self, ends: &Ends, mac: Mac, syn: &Segment) {
+        let Some(from) = self.core.config.subnet(ends.guest.ip).map(|net| net.host) else { return };
+        let mut first = [0u8; 8];
+        super::wire::put16(&mut first, 0, syn.from);
+        super::wire::put16(&mut first, 2, syn.to);
+        super::wire::put32(&mut first, 4, syn.seq);
+        let trouble = icmp::Trouble::TimeExceeded;
+        icmp::error(&mut self.core, from, ends.guest.ip, ends.far.ip, mac, super::wire::TCP, &first, trouble);
+    }
+
+    /// Begin a connection to the outside; is it there at once?
+    fn dial(&self, to: Endpoint) -> io::Result<(Socket, bool, bool)> {
+        let name = Name::of(to);
+        let socket = Socket::new(name.family(), libc::SOCK_STREAM, 0)?;
+        socket.set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+        socket.set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
+        let config = &self.core.config;
+        if config.seen(to.ip) == to.ip {
+            bind_outbound(&socket, config.subnet(to.ip).and_then(|net| net.outbound), &config.interface)?;
+        }
+        let connected = connect(&socket, &name)?;
+        Ok((socket, true, connected))
+    }
+
+    /// Begin a connection to what an entry of guestfwd says.
+    fn serve(&mut self, index: usize) -> io::Result<(Socket, bool, bool)> {
+        match self.core.config.guestfwd[index].to.clone() {
+            Served::Socket(name) => {
+                let socket = Socket::new(name.family(), libc::SOCK_STREAM, 0)?;
+                let is_tcp = name.family() != libc::AF_UNIX;
+                if is_tcp {
+                    socket.set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+                }
+                // A unix socket says ENOENT for a file that is not there, and EAGAIN for a full backlog: refused, both.
+                let connected = connect(&socket, &name)?;
+                Ok((socket, is_tcp, connected))
+            }
+            Served::Command(command) => Ok((self.spawn(&command)?, false, true)),
+        }
+    }
+}
+
+fn connect(socket: &Socket, name: &Name) -> io::Result<bool> {
+    match socket.connect(name) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,290 @@
+//! UDP: one socket of the host a port of a guest, whoever it speaks to (endpoint-independent mapping, RFC 4787, 4.1), and
+//! whoever answers is heard.
+//!
+//! A datagram goes from the guest's frame into the socket and from the socket behind its headers. Where the kernel has put
+//! datagrams of one flow together (UDP_GRO), they go to the guest as one super-frame, and a super-frame of a guest goes
+//! out as one call (UDP_SEGMENT). A datagram longer than the network's mtu goes to the guest in fragments. ICMP errors
+//! that come back are told to the guest as they are, in the name of who said them.
+//!
+//! A mapping is forgotten after 180 seconds of silence, after 30 if nobody ever answered; one made by hostfwd never.
+
+use std::io;
+use std::net::Ipv6Addr;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use super::config::{HostForward, Target};
+use super::datagram::{self, Beside, UDP_GRO};
+use super::flows::{Endpoint, Id};
+use super::icmp::{self, Trouble};
+use super::socket::{Socket, bind_outbound};
+use super::timer::Alarm;
+use super::wire::{self, Mac, Packet, Room, UDP, Way, put16};
+use super::{Arrival, Network, fragments, kind};
+use crate::frame::be16;
+use crate::offload::{GSO_UDP_L4, NEEDS_CSUM, VnetHeader};
+
+const HEADER: usize = 8;
+const CHECKSUM: usize = 6;
+const TTL: u8 = 64;
+const ANSWERED_MS: u64 = 180_000;
+const UNANSWERED_MS: u64 = 30_000;
+/// Errors read at one go.
+const ERRORS: usize = 16;
+const EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLET) as u32;
+
+pub struct Udp {
+    socket: Socket,
+    mac: Mac,
+    listed: bool,
+    answered: bool,
+    /// Made by hostfwd: it stays.
+    fixed: bool,
+    used_ms: u64,
+    alarm: Alarm,
+}
+
+impl Network {
+    /// # Safety
+    /// The frame is readable.
+    pub(super) unsafe fn take_udp(&mut self, arrival: &Arrival, packet: &Packet) {
+        let Some(udp) = arrival.head.get(packet.transport..packet.transport + HEADER) else { return };
+        let (Some(from), Some(to), Some(len)) = (be16(udp, 0), be16(udp, 2), be16(udp, 4)) else { return };
+        let cut = Network::udp_cut(&arrival.vnet);
+        let len = if cut == 0 { usize::from(len) } else { packet.payload_len() };
+        if from == 0 || len < HEADER || len > packet.payload_len() {
+            return;
+        }
+        let unsummed = udp[6..8] == [0, 0] && packet.is_v4();
+        // SAFETY: as the caller promises.
+        if !unsummed && !unsafe { arrival.is_sound(packet) } {
+            return;
+        }
+        let guest = Endpoint { ip: packet.source, port: from };
+        let far = Endpoint { ip: packet.destination, port: to };
+        let told = match self.core.config.target(far, false) {
+            Target::Senseless | Target::Forward(_) => return,
+            Target::Refused if self.core.config.restrict => return,
+            Target::Refused => Trouble::NoPort,
+            Target::Nobody => Trouble::NoHost,
+            Target::Outside(_) if packet.ttl <= 1 && !self.core.config.owns(far.ip) => Trouble::TimeExceeded,
+            Target::Outside(to) => {
+                let at = arrival.at.wrapping_add(packet.transport + HEADER);
+                let beside = Beside { ttl: packet.ttl.saturating_sub(1).max(1), cut };
+                // SAFETY: the payload is within the packet, and that within the frame.
+                match unsafe { self.send_udp(guest, arrival.mac, to, at, len - HEADER, &beside) } {
+                    Ok(()) => return,
+                    Err(error) => match error.raw_os_error().unwrap_or(0) {
+                        libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EMFILE | libc::ENFILE => return, // lost, as datagrams are
+                        libc::EMSGSIZE => return, // the error queue says how much would have been right
+                        errno => Trouble::of(errno),
+                    },
+                }
+            }
+        };
+        let Some(by) = self.core.config.subnet(guest.ip).map(|net| net.host) else { return };
+        // SAFETY: as the caller promises.
+        let first = unsafe { arrival.copy(packet.transport, packet.end.min(packet.transport + 64)) };
+        icmp::error(&mut self.core, by, guest.ip, far.ip, arrival.mac, UDP, &first, told);
+    }
+
+    /// # Safety
+    /// `at` points to `len` readable bytes.
+    unsafe fn send_udp(&mut self, guest: Endpoint, mac: Mac, to: Endpoint, at: *const u8, len: usize, beside: &Beside) -> io::Result<()> {
+        let id = match self.udp.find(&guest) {
+            Some(id) => id,
+            None => self.open_udp(guest, mac)?,
+        };
+        let now_ms = self.core.now_ms;
+        let Some((_, udp)) = self.udp.get_mut(id) else { return Ok(()) };
+        udp.mac = mac;
+        udp.used_ms = now_ms;
+        // SAFETY: as the caller promises.
+        let sent = unsafe { datagram::send(&udp.socket, to, at, len, beside) };
+        if let Err(error) = &sent
+            && matches!(
+                error.raw_os_error(),
+                Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EMSGSIZE | libc::EPROTO)
+            )
+        {
+            // What is reported may be about an earlier datagram: tell that, and try once more.
+            if self.tell_udp_errors(id) {
+                let Some((_, udp)) = self.udp.get_mut(id) else { return Ok(()) };
+                // SAFETY: as the caller promises.
+                let again = unsafe { datagram::send(&udp.socket, to, at, len, beside) };
+                if again.is_err() {
+                    self.tell_udp_errors(id);
+                }
+                return Ok(());
+            }
+        }
+        sent.map(drop)
+    }
+
+    fn open_udp(&mut self, guest: Endpoint, mac: Mac) -> io::Result<Id> {
+        let is_v4 = wire::v4(guest.ip).is_some();
+        let socket = Socket::new(if is_v4 { libc::AF_INET } else { libc::AF_INET6 }, libc::SOCK_DGRAM, 0)?;
+        let config = &self.core.config;
+        bind_outbound(&socket, config.subnet(guest.ip).and_then(|net| net.outbound), &config.interface)?;
+        self.add_udp(guest, socket, mac, false)
+    }
+
+    /// A socket of hostfwd's: what arrives there goes to the guest, what the guest sends from that port goes out there.
+    pub(super) fn listen_udp(&mut self, forward: &HostForward) -> io::Result<()> {
+        if self.udp.find(&forward.guest).is_some() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "two UDP forwards to one port of a guest"));
+        }
+        // SAFETY: the new descriptor has one owner.
+        let socket = unsafe {
+            let fd = libc::fcntl(forward.fd, libc::F_DUPFD_CLOEXEC, 0);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Socket::own(OwnedFd::from_raw_fd(fd))
+        };
+        crate::sys::nonblocking(socket.fd())?;
+        self.add_udp(forward.guest, socket, [0; 6], true).map(drop)
+    }
+
+    fn add_udp(&mut self, guest: Endpoint, socket: Socket, mac: Mac, fixed: bool) -> io::Result<Id> {
+        let option =
+            if wire::v4(guest.ip).is_some() { (libc::IPPROTO_IP, libc::IP_RECVERR) } else { (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) };
+        socket.set(option.0, option.1, 1)?;
+        let _ = socket.set(libc::SOL_UDP, UDP_GRO, 1); // Linux 5.0
+        let used_ms = self.core.now_ms;
+        let udp = Udp { socket, mac, listed: false, answered: false, fixed, used_ms, alarm: Alarm::default() };
+        let Some(id) = self.udp.insert(guest, udp) else { return Err(io::Error::from_raw_os_error(libc::ENOBUFS)) };
+        let token = id.token(kind::UDP);
+        if let Some((_, udp)) = self.udp.get_mut(id) {
+            self.core.epoll.add(udp.socket.fd(), EVENTS, token)?;
+            if !fixed {
+                udp.alarm.set(&mut self.core.wheel, token, used_ms + UNANSWERED_MS);
+            }
+        }
+        Ok(id)
+    }
+
+    pub(super) fn udp_event(&mut self, id: Id, events: u32) {
+        if events & libc::EPOLLERR as u32 != 0 {
+            self.tell_udp_errors(id);
+        }
+        self.list_udp(id);
+    }
+
+    fn list_udp(&mut self, id: Id) {
+        if let Some((_, udp)) = self.udp.get_mut(id)
+            && !udp.listed
+        {
+            udp.listed = true;
+            self.core.due.push_back(id.token(kind::UDP));
+        }
+    }
+
+    /// A guest's address became known: hand out what waits for it.
+    pub(super) fn deliver_again(&mut self, guest: Ipv6Addr) {
+        let waiting: Vec<Id> = self.udp.iter().filter(|(_, end, udp)| udp.fixed && end.ip == guest).map(|(id, ..)| id).collect();
+        waiting.into_iter().for_each(|id| self.list_udp(id));
+    }
+
+    /// Write the next datagram for the guest.
+    pub(super) fn say_udp(&mut self, id: Id, room: &mut Room) -> Option<usize> {
+        let (guest, udp) = self.udp.get_mut(id)?;
+        udp.listed = false;
+        let guest = *guest;
+        if udp.fixed {
+            match self.core.neighbours.find(guest.ip) {
+                Some(mac) => udp.mac = mac,
+                None => {
+                    self.core.ask_for(guest.ip);
+                    return None;
+                }
+            }
+        }
+        let start = wire::headers_len(guest.ip);
+        let at = start + HEADER;
+        let got = datagram::receive(&udp.socket, &mut room.frame()[at..]).ok()?;
+        (udp.used_ms, udp.answered) = (self.core.now_ms, true);
+        let mac = udp.mac;
+        self.list_udp(id);
+        if got.truncated {
+            return None; // an IPv6 datagram longer than any frame
+        }
+        let far = Endpoint { ip: self.core.config.seen(got.from.ip), port: got.from.port };
+        let way = self.core.way(far.ip, guest.ip, mac);
+        let each = if got.cut == 0 { got.len } else { got.len.min(got.cut.into()) };
+        if start - crate::frame::HEADER + HEADER + each > self.core.config.mtu_or_default() {
+            // Longer than the guest's wire: in fragments, from the outbox.
+            let data = room.frame()[at..at + got.len].to_vec();
+            for piece in if each == 0 { data.chunks(1) } else { data.chunks(each) } {
+                self.say_fragments(&way, far.port, guest.port, piece);
+            }
+            return self.core.next_reply(room.whole());
+        }
+        let len = HEADER + got.len;
+        wire::headers(room.frame(), &way, UDP, TTL, len);
+        let udp = &mut room.frame()[start..at];
+        put16(udp, 0, far.port);
+        put16(udp, 2, guest.port);
+        put16(udp, 4, len as u16);
+        let pseudo = wire::pseudo(way.source, way.destination, UDP, len);
+        let header = if each < got.len {
+            VnetHeader { flags: NEEDS_CSUM, gso_type: GSO_UDP_L4, hdr_len: at as u16, gso_size: got.cut, ..VnetHeader::default() }
+        } else {
+            VnetHeader::default()
+        };
+        room.partial(start, CHECKSUM, pseudo, header);
+        Some(at + got.len)
+    }
+
+    fn say_fragments(&mut self, way: &Way, from: u16, to: u16, data: &[u8]) {
+        let len = HEADER + data.len();
+        let mut datagram = vec![0u8; HEADER];
+        put16(&mut datagram, 0, from);
+        put16(&mut datagram, 2, to);
+        put16(&mut datagram, 4, len as u16);
+        datagram.extend_from_slice(data);
+        let sum = wire::pseudo(way.source, way.destination, UDP, len).bytes(&datagram).checksum();
+        put16(&mut datagram, CHECKSUM, if sum == 0 { 0xffff } else { sum });
+        fragments::say(&mut self.core, way, UDP, TTL, &datagram);
+    }
+
+    /// Tell the guest what ICMP said about its datagrams; true where there was something.
+    fn tell_udp_errors(&mut self, id: Id) -> bool {
+        let mut found = false;
+        for _ in 0..ERRORS {
+            let Some((guest, udp)) = self.udp.get_mut(id) else { return found };
+            let (guest, mac) = (*guest, udp.mac);
+            let mut data = [0u8; 64];
+            let Some(failed) = datagram::failed(&udp.socket, &mut data) else { return found };
+            found = true;
+            if mac == [0; 6] {
+                continue; // nobody has spoken from there
+            }
+            let mut first = [0u8; HEADER + 64];
+            put16(&mut first, 0, guest.port);
+            put16(&mut first, 2, failed.to.port);
+            put16(&mut first, 4, (HEADER + failed.len) as u16);
+            let len = failed.len.min(data.len());
+            first[HEADER..HEADER + len].copy_from_slice(&data[..len]);
+            let config = &self.core.config;
+            let Some(host) = config.subnet(guest.ip).map(|net| net.host) else { return found };
+            let by = failed.by.map_or(host, |by| config.seen(by.ip));
+            let far = config.seen(failed.to.ip);
+            icmp::error(&mut self.core, by, guest.ip, far, mac, UDP, &first[..HEADER + len], failed.trouble);
+        }
+        found
+    }
+
+    pub(super) fn udp_rang(&mut self, id: Id, token: u64) {
+        let now_ms = self.core.now_ms;
+        let Some((_, udp)) = self.udp.get_mut(id) else { return };
+        if !udp.alarm.rings(&mut self.core.wheel, token, now_ms) {
+            return;
+        }
+        let over_ms = udp.used_ms + if udp.answered { ANSWERED_MS } else { UNANSWERED_MS };
+        if over_ms <= now_ms {
+            self.udp.remove(id);
+        } else {
+            udp.alarm.set(&mut self.core.wheel, token, over_ms);
+        }
+    }
+}

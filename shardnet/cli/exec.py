@@ -1,0 +1,120 @@
+"""Run a command in a network namespace of its own that is plugged into the lab.
+
+Usage:
+  shardnet exec [options] [--address ADDRESS]... [--route ROUTE]... [PORT] -- COMMAND...
+
+Options:
+  -l LAB, --lab LAB      the lab, where more than one is running
+  --address ADDRESS      an address with its prefix, 10.0.2.100/24 or fd00::1/64
+  --route ROUTE          the address of a default gateway, or NETWORK=GATEWAY
+  --mac MAC              the interface's Ethernet address
+  --mtu BYTES            the interface's largest packet
+  --ifname NAME          what the interface is called [default: eth0]
+  --switch SWITCH        the switch to be on
+  -h, --help             print this
+
+PORT is the new port's name; without it the lab finds one. Without root the
+command runs in a user namespace too, where it seems to be root. The port lives
+as long as the command, whose exit code is passed on. A PORT without --mac has
+the Ethernet address that shardnet-mac prints. The host's files are the
+command's too: /etc/resolv.conf may name a server that it cannot reach.
+
+  shardnet exec --address 10.0.2.100/24 -- ping 10.0.2.101
+"""
+
+import ctypes
+import ipaddress
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from shardnet import control, links
+from shardnet.cli import Failure, namespace, qemu, usage
+
+NOT_EXECUTABLE, NO_COMMAND = 126, 127  # as shells say it
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def run(argv: Sequence[str]) -> int:
+    """Connect, enter a namespace, make a TAP in it, hand it to the lab, run the command."""
+    arguments = usage.parse(__doc__, "exec", argv)
+    wanted = _wanted(arguments)
+    # Connect first: the lab lets in who we are outside of the namespace.
+    with control.Client(arguments["--lab"]) as lab:
+        name = arguments["PORT"]
+        if name and not wanted["mac"]:
+            wanted["mac"] = bytes.fromhex(qemu.mac(lab.lab, name).replace(":", ""))
+        namespace.enter()
+        fd = _interface(arguments["--ifname"], **wanted)
+        try:
+            options = {"switch": arguments["--switch"]} if arguments["--switch"] else {}
+            lab.plug([fd], "tap", name, **options)
+        finally:
+            os.close(fd)  # the lab has its own: the interface goes when the port does
+        return _command(arguments["COMMAND"])
+
+
+def _wanted(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Read what the user said of the interface; a mistake ends the program with code 2."""
+    mac = arguments["--mac"]
+    if mac and not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", mac):
+        raise SystemExit(f"shardnet exec: --mac {mac}: six bytes such as 52:54:00:12:34:56 are meant")
+    try:
+        addresses = [ipaddress.ip_interface(text) for text in arguments["--address"]]
+        routes = [_route(text) for text in arguments["--route"]]
+    except ValueError as error:
+        raise SystemExit(f"shardnet exec: {error}") from None
+    return {
+        "addresses": addresses,
+        "routes": routes,
+        "mac": bytes.fromhex(mac.replace(":", "")) if mac else None,
+        "mtu": usage.number(arguments, "--mtu", 68, 65521),
+    }
+
+
+def _route(text: str) -> tuple[Any, Any]:
+    network, equals, gateway = text.rpartition("=")
+    via = ipaddress.ip_address(gateway)
+    return ipaddress.ip_network(network if equals else ("0.0.0.0/0" if via.version == 4 else "::/0")), via
+
+
+def _interface(
+    name: str, addresses: list[Any], routes: list[tuple[Any, Any]], mac: bytes | None, mtu: int | None
+) -> int:
+    """Make the namespace's interface and configure it; returns its descriptor."""
+    tap = links.open_tap(name)
+    links.set_up("lo")
+    if mac:
+        links.set_mac(tap.name, mac)
+    if mtu:
+        links.set_mtu(tap.name, mtu)
+    links.set_up(tap.name)
+    for address in addresses:
+        links.add_address(tap.name, address)
+    for network, gateway in routes:
+        namespace.add_route(network, gateway)
+    return tap.fds[0]
+
+
+def _command(command: Sequence[str]) -> int:
+    """Run the command to its end, passing on signals that only we were sent."""
+    try:
+        child = subprocess.Popen(command, preexec_fn=_die_with_parent)
+    except FileNotFoundError:
+        raise Failure(f"{command[0]}: no such command", NO_COMMAND) from None
+    except PermissionError:
+        raise Failure(f"{command[0]}: Permission denied", NOT_EXECUTABLE) from None
+    for number in (signal.SIGINT, signal.SIGQUIT):  # the terminal sends these to both of us; the command decides
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: child.send_signal(number))
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _die_with_parent() -> None:
+    """A command whose port has gone with a killed parent would wait for ever."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

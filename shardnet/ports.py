@@ -1,0 +1,148 @@
+"""The ports of a running lab: who they are, how they are, what the arena knows of them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from shardnet import _core, lab, options, switch
+
+
+@dataclasses.dataclass(eq=False)
+class Port:
+    """A port as the supervisor sees it.
+
+    States: starting, up, waiting (for a peer, or for a TAP that vanished), down (no carrier), restarting (its worker
+    died), failed (until it is reset), removing.
+    """
+
+    id: int
+    section: lab.Section
+    plugged: bool = False
+    slot: int = -1  # of the worker that carries it
+    state: str = "starting"
+    detail: str = ""
+    waiters: list[Callable[[str | None], None]] = dataclasses.field(default_factory=list)
+    removed: Callable[[], None] | None = None  # called when the worker has let go of it
+    lent: str | None = None  # the deposit that other workers may write to
+    borrowers: set[int] = dataclasses.field(
+        default_factory=set
+    )  # slots of those that have it and were asked to return it
+    returned: Callable[[], None] | None = None  # called when none of them has it any more
+    lost: Callable[[], None] | None = None  # called when it fails and cannot be had again: it was plugged
+
+    @property
+    def name(self) -> str:
+        return self.section.name
+
+    @property
+    def title(self) -> str:
+        """How logs call it."""
+        return f"{self.section.kind} {self.section.name}"
+
+    def settle(self, error: str | None) -> None:
+        """Tell everybody who waits for the port to open, or not to."""
+        waiters, self.waiters = self.waiters, []
+        for wait in waiters:
+            wait(error)
+
+
+class Ports:
+    """All ports by id, the ids of their switches, and what of both is in the arena, where no worker may write it."""
+
+    def __init__(self, arena: _core.Arena) -> None:
+        self.arena = arena
+        self.by_id: dict[int, Port] = {}
+        self.switches: dict[str, int] = {}
+        self._sections: Mapping[str, lab.Section] = {}
+        self._last = 0
+
+    def __iter__(self) -> Iterator[Port]:
+        return iter(self.by_id.values())
+
+    def named(self, name: str) -> Port | None:
+        """The port of this name, if there is one."""
+        return next((port for port in self if port.name == name), None)
+
+    def new(self, section: lab.Section, plugged: bool = False) -> Port:
+        """Give a section an id; a freed one is used again as late as possible, frames to it may be under way."""
+        for step in range(1, _core.PORTS):
+            number = (self._last + step - 1) % (_core.PORTS - 1) + 1
+            if number not in self.by_id:
+                self._last = number
+                port = self.by_id[number] = Port(number, section, plugged)
+                return port
+        raise ValueError(f"a lab has at most {_core.PORTS - 1} ports")
+
+    def configure(self, port: Port) -> None:
+        """Write the port's rules into the arena, before its worker opens it or while it carries."""
+        given = port.section.options
+        self.arena.configure_port(
+            port.id,
+            worker=port.slot,
+            switch=self.switch(given.switch),
+            up=given.up,
+            access=given.vlan or 0,
+            trunk=given.tagged,
+            native=given.native or 0,
+            isolated=given.isolated,
+            max_macs=given.max_macs,
+            mtu=given.mtu,
+        )
+
+    def forget(self, port: Port) -> None:
+        """Take the port out of the arena and free its id."""
+        self.arena.clear_port(port.id)
+        del self.by_id[port.id]
+
+    def configure_switches(self, sections: Mapping[str, lab.Section]) -> None:
+        """Apply the [switch NAME] sections of a lab; a switch without one is as usual."""
+        self._sections = sections
+        for name in {**dict.fromkeys(self.switches), **sections}:
+            self._configure_switch(name)
+
+    def switch(self, name: str) -> int:
+        """The id of a switch, which is made where there is none yet."""
+        if name not in self.switches:
+            self._configure_switch(name)
+        return self.switches[name]
+
+    def _configure_switch(self, name: str) -> None:
+        if name not in self.switches:
+            used = {port.section.options.switch for port in self} | set(self._sections)
+            for idle in [other for other in self.switches if other not in used]:
+                self.arena.fdb_flush(self.switches.pop(idle))
+            free = set(range(_core.SWITCHES)) - set(self.switches.values())
+            if not free:
+                raise ValueError(f"a lab has at most {_core.SWITCHES} switches")
+            self.switches[name] = min(free)
+        given = self._sections[name].options if name in self._sections else switch.Options()
+        self.arena.configure_switch(
+            self.switches[name], hub=given.mode == "hub", age_s=given.ageing, reserved=given.link_local
+        )
+
+
+def only_arena(before: lab.Section, after: lab.Section) -> bool:
+    """True where two sections of a port differ only in what is changed in the arena while the port carries on."""
+    return all(
+        getattr(before.options, field.name) == getattr(after.options, field.name)
+        for field in dataclasses.fields(after.options)
+        if options.key_of(field) not in options.ARENA_KEYS
+    )
+
+
+def together(ports: Iterable[Port], done: Callable[[dict[Port, str]], None]) -> None:
+    """Call `done` with the errors by port when every one of the ports has opened or failed."""
+    left = list(ports)
+    errors: dict[Port, str] = {}
+
+    def settled(port: Port, error: str | None) -> None:
+        left.remove(port)
+        if error is not None:
+            errors[port] = error
+        if not left:
+            done(errors)
+
+    if not left:
+        done(errors)
+    for port in list(left):
+        port.waiters.append(functools.partial(settled, port))

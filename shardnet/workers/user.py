@@ -1,0 +1,367 @@
+"""[user NAME]: a network for guests that needs no privileges, as QEMU's -netdev user, for every guest of the switch.
+
+A guest's connections go out as sockets of this host: what the host can reach, a guest can, and nobody outside has to know of
+it. The picture is QEMU's: the network 10.0.2.0/24 and fec0::/64, where 10.0.2.2 and fec0::2 are this host; who connects there
+reaches the host's loopback (host-loopback). What the outside is to reach in a guest is named by hostfwd, and guestfwd puts a
+service of the host's at an address of the network. restrict = on leaves guests with nothing but those two.
+
+TCP, UDP and echo (ping) pass, for IPv4 and IPv6; router advertisements say prefix, mtu and dns-servers. A guest takes
+its IPv4 address by hand for now: 10.0.2.15/24, its router 10.0.2.2. Echo to the outside takes net.ipv4.ping_group_range;
+without it the guest is told that it is forbidden.
+"""
+
+import contextlib
+import dataclasses
+import ipaddress
+import os
+import re
+import resource
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from shardnet import addresses, forwards, options
+
+if TYPE_CHECKING:
+    from shardnet import worker
+
+IPV4 = ipaddress.IPv4Network("10.0.2.0/24")
+IPV6 = ipaddress.IPv6Network("fec0::/64")
+HOST, LEASE = 0x0202, 0x020F  # .2.2 and .2.15 within the network, as QEMU has them
+# Networks without a mask, as QEMU's net_slirp_init() reads them.
+CLASSES = (("10.0.0.0/8", 8), ("172.16.0.0/12", 12), ("198.18.0.0/15", 15), ("224.0.0.0/4", 28))
+
+DHCP = "there is no DHCP server yet that would say so; guests take their addresses by hand"
+DNS = "there is no DNS forwarder yet; dns-servers names resolvers to IPv6 guests"
+TFTP = "there is no TFTP server yet"
+SMB = "there is no SMB server yet"
+REFUSED = {
+    "dhcpstart": DHCP,
+    "hostname": DHCP,
+    "domainname": DHCP,
+    "dnssearch": DHCP,
+    "dns": DNS,
+    "ipv6-dns": DNS,
+    "tftp": TFTP,
+    "tftp-server-name": TFTP,
+    "bootfile": TFTP,
+    "smb": SMB,
+    "smbserver": SMB,
+    "shards": "one worker carries the network; give other ports a worker of their own with shard",
+}
+NO_QEMU = "it is a network, not a guest's port; a guest attaches to a stream or dgram port of the same switch"
+
+
+def net(text: str) -> ipaddress.IPv4Network:
+    """ADDRESS/PREFIX, ADDRESS/MASK, or ADDRESS with the prefix of its class"""
+    address, slash, mask = text.partition("/")
+    try:
+        first = ipaddress.IPv4Address(address)
+    except ValueError:
+        raise ValueError(f"{address} is no IPv4 address") from None
+    if not slash:
+        mask = str(next((length for block, length in CLASSES if first in ipaddress.ip_network(block)), _class(first)))
+    elif mask.isdecimal() and int(mask) > 32:
+        raise ValueError("a prefix of IPv4 is 0 to 32")
+    try:
+        found = ipaddress.IPv4Network(f"{first}/{mask}", strict=False)
+    except ValueError:
+        raise ValueError(f"{mask} is neither a prefix nor a mask") from None
+    if not 4 <= found.prefixlen <= 30:
+        raise ValueError("a network for guests has a prefix of 4 to 30")
+    return found
+
+
+def net6(text: str) -> ipaddress.IPv6Network:
+    """PREFIX/LENGTH, the length 64 unless given"""
+    try:
+        found = ipaddress.IPv6Network(text if "/" in text else f"{text}/64", strict=False)
+    except ValueError:
+        raise ValueError("no network such as fec0::/64") from None
+    if found.prefixlen > 126:
+        raise ValueError("a network for guests has a prefix of 0 to 126")
+    return found
+
+
+def address4(text: str) -> ipaddress.IPv4Address:
+    """an IPv4 address"""
+    try:
+        return ipaddress.IPv4Address(text)
+    except ValueError:
+        raise ValueError("no IPv4 address") from None
+
+
+def address6(text: str) -> ipaddress.IPv6Address:
+    """an IPv6 address"""
+    try:
+        return ipaddress.IPv6Address(text)
+    except ValueError:
+        raise ValueError("no IPv6 address") from None
+
+
+def ports(text: str) -> tuple[tuple[int, int], ...] | None:
+    """on, off, or ports such as 80,8000-8010"""
+    if text in options.BOOL:
+        return None if options.BOOL[text] else ()
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,5})(?:-([0-9]{1,5}))?\s*", part)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= low <= high <= 65535:
+            raise ValueError("neither on nor off nor ports such as 80,8000-8010")
+        found.append((low, high))
+    return tuple(found)
+
+
+def servers(text: str) -> tuple[forwards.Address, ...]:
+    """addresses with commas between"""
+    try:
+        return tuple(ipaddress.ip_address(word) for word in re.split(r"[\s,]+", text) if word)
+    except ValueError as why:
+        raise ValueError(str(why)) from None
+
+
+def _class(address: ipaddress.IPv4Address) -> int:
+    first = address.packed[0]
+    return 8 if first < 128 else 16 if first < 192 else 24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(options.PortOptions):
+    # IPv4. Given alone as on, IPv6 is off.
+    ipv4: bool | None = None
+    # IPv6. Given alone as on, IPv4 is off.
+    ipv6: bool | None = None
+    # The guests' IPv4 network.
+    net: ipaddress.IPv4Network | None = options.option(None, read=net)
+    # This host's address in it, the second of its last 65,536 (x.y.2.2) unless given.
+    host: ipaddress.IPv4Address | None = options.option(None, read=address4)
+    # The guests' IPv6 network.
+    ipv6_net: ipaddress.IPv6Network | None = options.option(None, key="ipv6-net", read=net6)
+    # The same in two keys, QEMU's older form: the prefix.
+    ipv6_prefix: ipaddress.IPv6Address | None = options.option(None, key="ipv6-prefix", read=address6)
+    # And its length.
+    ipv6_prefixlen: int | None = options.option(None, key="ipv6-prefixlen", read=options.between(0, 126))
+    # This host's address in the IPv6 network, ::2 there unless given.
+    ipv6_host: ipaddress.IPv6Address | None = options.option(None, key="ipv6-host", read=address6)
+    # On: guests reach what guestfwd names, and nothing else.
+    restrict: bool = False
+    # From the host to a guest, once for each: see QEMU's. The guest is x.y.2.15 unless said.
+    hostfwd: tuple[str, ...] = ()
+    # From guests to a service of the host's, once for each: see QEMU's.
+    guestfwd: tuple[str, ...] = ()
+    # Which ports of this host's loopback guests reach at the host's address.
+    host_loopback: tuple[tuple[int, int], ...] | None = options.option(None, key="host-loopback", read=ports)
+    # Where connections go out: an address of this host, or an interface.
+    outbound: str = ""
+    # How many TCP connections there may be, and as many ports of UDP.
+    max_flows: int = options.option(65_536, key="max-flows", read=options.between(16, 1 << 20))
+    # Resolvers that router advertisements name (the IPv6 ones of them).
+    dns_servers: tuple[forwards.Address, ...] = options.option((), key="dns-servers", read=servers)
+
+    @property
+    def network(self) -> ipaddress.IPv4Network | None:
+        """The IPv4 network, None where IPv4 is off."""
+        off = self.ipv4 is False or (self.ipv4 is None and self.ipv6 is True)
+        return None if off else self.net or IPV4
+
+    @property
+    def network6(self) -> ipaddress.IPv6Network | None:
+        """The IPv6 network, None where IPv6 is off."""
+        if self.ipv6 is False or (self.ipv6 is None and self.ipv4 is True):
+            return None
+        if self.ipv6_prefix is not None or self.ipv6_prefixlen is not None:
+            prefix = self.ipv6_prefix or IPV6.network_address
+            return ipaddress.IPv6Network(
+                (prefix, 64 if self.ipv6_prefixlen is None else self.ipv6_prefixlen), strict=False
+            )
+        return self.ipv6_net or IPV6
+
+    @property
+    def host4(self) -> ipaddress.IPv4Address | None:
+        """This host in the IPv4 network."""
+        return self.host or _within(self.network, HOST)
+
+    @property
+    def host6(self) -> ipaddress.IPv6Address | None:
+        """This host in the IPv6 network."""
+        if self.ipv6_host is not None or self.network6 is None:
+            return self.ipv6_host
+        return self.network6.network_address + 2
+
+    @property
+    def lease(self) -> ipaddress.IPv4Address | None:
+        """Where hostfwd goes unless it says where."""
+        return _within(self.network, LEASE)
+
+    @property
+    def inward(self) -> list[forwards.HostForward]:
+        """What hostfwd says, read."""
+        return [forwards.host(text) for text in self.hostfwd]
+
+    @property
+    def served(self) -> list[forwards.GuestForward]:
+        """What guestfwd says, read."""
+        return [forwards.guest(text) for text in self.guestfwd]
+
+
+def _within(network: ipaddress.IPv4Network | None, low: int) -> ipaddress.IPv4Address | None:
+    return None if network is None else network.network_address + (low & int(network.hostmask))
+
+
+def check(given: Options) -> Iterator[tuple[str, str]]:
+    """Mistakes that take several keys to see."""
+    network, network6 = given.network, given.network6
+    if network is None and network6 is None:
+        yield "ipv6", "ipv4 is off too, and nothing is left"
+        return
+    for key in ("net", "host"):
+        if network is None and getattr(given, key) is not None:
+            yield key, "IPv4 is off"
+    for key in ("ipv6_net", "ipv6_prefix", "ipv6_prefixlen", "ipv6_host"):
+        if network6 is None and getattr(given, key) is not None:
+            yield key.replace("_", "-"), "IPv6 is off"
+    if given.ipv6_net is not None and (given.ipv6_prefix is not None or given.ipv6_prefixlen is not None):
+        yield "ipv6-net", "ipv6-prefix says it too"
+    for key, host, its_net in (("host", given.host, network), ("ipv6-host", given.ipv6_host, network6)):
+        if host is not None and its_net is not None and host not in its_net:
+            yield key, f"not in {its_net}"
+    if network is not None and given.host4 in (network.network_address, network.broadcast_address):
+        yield "host", f"no address of one machine in {network}"
+    yield from _check_forwards(given)
+    if re.search(r"[\s/]", given.outbound) or len(given.outbound.encode()) > 45:
+        yield "outbound", "neither an address nor an interface's name"
+
+
+def _check_forwards(given: Options) -> Iterator[tuple[str, str]]:
+    seen: set[Any] = set()
+    for text in given.hostfwd:
+        try:
+            rule = forwards.host(text)
+        except ValueError as why:
+            yield "hostfwd", f"{text}: {why}"
+            continue
+        guest = rule.guest or given.lease
+        its_net = given.network6 if guest is not None and guest.version == 6 else given.network
+        if guest is None:
+            yield "hostfwd", f"{text}: IPv4 is off, so the guest's address has to be said"
+        elif its_net is None or guest not in its_net:
+            yield "hostfwd", f"{text}: {guest} is in no network of the guests"
+        elif guest in (given.host4, given.host6):
+            yield "hostfwd", f"{text}: {guest} is this host"
+        if rule.kind == "udp":
+            for port in range(rule.port, rule.port + rule.count):
+                if (guest, port) in seen:
+                    yield "hostfwd", f"{text}: two UDP forwards go to port {port} of {guest}"
+                seen.add((guest, port))
+    for text in given.guestfwd:
+        try:
+            service = forwards.guest(text)
+        except ValueError as why:
+            yield "guestfwd", f"{text}: {why}"
+            continue
+        its_net = given.network6 if service.address.version == 6 else given.network
+        if its_net is None or service.address not in its_net:
+            yield "guestfwd", f"{text}: {service.address} is in no network of the guests"
+        elif (service.address, service.port) in seen:
+            yield "guestfwd", f"{text}: {service.address}:{service.port} is forwarded already"
+        seen.add((service.address, service.port))
+
+
+class Port:
+    def __init__(self, given: Options, place: "worker.Place") -> None:
+        self.options = given
+        self.place = place
+        self.sockets: list[socket.socket] = []
+        self.files: list[tuple[addresses.Unix, tuple[int, int] | None]] = []
+
+    def prepare(self) -> None:
+        """Bind what is forwarded from the host, while there may be a right to low ports."""
+        for rule in self.options.inward:
+            for step in range(rule.count):
+                key = f"{rule} {step}"
+                if (kept := self.place.recall(key)) is not None:
+                    os.close(kept)
+                    continue
+                with self._bind(rule, step) as bound:
+                    self.place.deposit(key, bound.fileno())
+
+    def open(self) -> None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):  # flows are descriptors; what there is has to do
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        self._close_sockets()
+        hostfwd: list[tuple[int, str, str, int]] = []
+        told: list[str] = []
+        for rule in self.options.inward:
+            for step in range(rule.count):
+                fd = self.place.recall(f"{rule} {step}")
+                assert fd is not None  # prepare() deposited it
+                bound = socket.socket(fileno=fd)
+                self.sockets.append(bound)
+                guest = rule.guest or self.options.lease
+                hostfwd.append((fd, rule.kind, str(guest), rule.port + step))
+                if rule.kind == "unix":
+                    address = addresses.Unix(path=rule.path)
+                    self.files.append((address, address.identity))
+                if step == 0:
+                    told.append(f"{rule.kind} {_where(bound)} to {guest}:{rule.port}")
+        self.place.shard.add_user(self.place.port, self._described(hostfwd))
+        hosts = " and ".join(str(host) for host in (self.options.host4, self.options.host6) if host is not None)
+        self.place.state("up", "; ".join([f"this host is {hosts}", *told]))
+
+    def close(self) -> None:
+        self.place.shard.remove(self.place.port)
+        self._close_sockets()
+        for address, identity in self.files:
+            address.remove(identity)
+
+    def ended(self, error: int) -> None:
+        """A network has no descriptor that could end."""
+
+    def _close_sockets(self) -> None:
+        for bound in self.sockets:
+            bound.close()
+        self.sockets.clear()
+
+    def _bind(self, rule: forwards.HostForward, step: int) -> socket.socket:
+        if rule.kind == "unix":
+            return addresses.Unix(path=rule.path).bind(socket.SOCK_STREAM)
+        guest = rule.guest or self.options.lease
+        host = rule.host or ("::" if guest is not None and guest.version == 6 else "0.0.0.0")
+        kind = socket.SOCK_DGRAM if rule.kind == "udp" else socket.SOCK_STREAM
+        port = rule.first + step if rule.first else 0
+        return addresses.Inet(host=host, port=str(port)).bind(kind)
+
+    def _described(self, hostfwd: list[tuple[int, str, str, int]]) -> dict[str, Any]:
+        given = self.options
+        out4, out6, interface = None, None, given.outbound
+        with contextlib.suppress(ValueError):
+            out = ipaddress.ip_address(given.outbound)
+            out4, out6, interface = (str(out) if out.version == 4 else None, str(out) if out.version == 6 else None, "")
+        net, net6 = given.network, given.network6
+        return {
+            "ipv4": net and (str(net.network_address), net.prefixlen, str(given.host4), out4),
+            "ipv6": net6 and (str(net6.network_address), net6.prefixlen, str(given.host6), out6),
+            "mtu": given.mtu,
+            "restrict": given.restrict,
+            "loopback": None if given.host_loopback is None else list(given.host_loopback),
+            "interface": interface,
+            "max_flows": given.max_flows,
+            "resolvers": [str(server) for server in given.dns_servers],
+            "hostfwd": hostfwd,
+            "guestfwd": [(str(one.address), one.port, _target(one)) for one in given.served],
+        }
+
+
+def _target(service: forwards.GuestForward) -> bytes | str:
+    if service.kind == "cmd":
+        return service.to
+    if service.kind == "unix":
+        return addresses.Unix(path=service.to).sockaddr
+    return addresses.Inet(host=service.to, port=str(service.to_port)).sockaddr
+
+
+def _where(bound: socket.socket) -> str:
+    name = bound.getsockname()
+    return name if isinstance(name, str) else addresses.written(name[0], name[1])

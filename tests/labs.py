@@ -1,0 +1,219 @@
+"""A lab that runs for a test: the real command, stopped at the end, and nothing of it left."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deadline
+import shardnet
+from shardnet import control
+
+SHARDNET = Path(sys.executable).parent / "shardnet"
+
+
+class Lab:
+    """`shardnet start -c FILE` in the foreground, with a run directory of its own; without a file, of `--netdev` alone."""
+
+    def __init__(self, file: Path | None, *options: str) -> None:
+        self.file = file
+        self.name = file.stem if file else "lab"
+        self.options = options
+        # Short, since the name of a unix socket has 107 characters and pytest's own directories take most of them.
+        self.directory = Path(tempfile.mkdtemp(prefix="sn"))
+        self.environment = {**os.environ, "SHARDNET_RUN_DIR": str(self.directory), "SHARDNET_LAB": self.name}
+        self.before = left_behind()
+        self.log = tempfile.TemporaryFile(dir=self.directory)
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the sockets of the lab are."""
+        return self.directory / self.name
+
+    def start(self, within: float = 20) -> None:
+        """Start the lab and wait until it says that it is ready, as it says it to systemd."""
+        ready = self.directory / "ready"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(str(ready))
+            try:
+                self.supervisor = subprocess.Popen(
+                    [SHARDNET, "start", *(["-c", self.file] if self.file else []), *self.options],
+                    env={**self.environment, "NOTIFY_SOCKET": str(ready)},
+                    stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+                )  # fmt: skip
+                deadline.until(lambda: self._ready(notify), f"lab {self.name} ready", within)
+            except AssertionError as late:
+                raise AssertionError(f"{late}\n{self.said()}") from None
+            finally:
+                ready.unlink()
+
+    def _ready(self, notify: socket.socket) -> bool:
+        assert self.supervisor.poll() is None, f"shardnet start ended with status {self.supervisor.returncode}"
+        notify.settimeout(0.1)
+        with contextlib.suppress(TimeoutError):
+            return b"READY=1" in notify.recv(4096).split(b"\n")
+        return False
+
+    def shardnet(self, *words: str, status: int = 0) -> str:
+        """Run another shardnet command on this lab and return its standard output."""
+        ran = subprocess.run(
+            [SHARDNET, *words],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert ran.returncode == status, (
+            f"shardnet {' '.join(words)}: status {ran.returncode}\n{ran.stdout}{ran.stderr}{self.said()}"
+        )
+        return ran.stdout
+
+    def client(self) -> control.Client:
+        """A connection to this lab, as Python programs have it."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SHARDNET_RUN_DIR", str(self.directory))
+            return shardnet.connect(self.name)
+
+    def json(self, *words: str) -> Any:
+        """Run another shardnet command on this lab and return what it answers as JSON."""
+        return json.loads(self.shardnet(*words, "-o", "json"))
+
+    def port(self, name: str) -> dict[str, Any]:
+        """Everything about one port."""
+        (found,) = [port for port in self.json("status")["ports"] if port["name"] == name]
+        return found
+
+    def counters(self, name: str) -> dict[str, int]:
+        return self.port(name)["counters"]
+
+    def until_up(self, *names: str, within: float = 20) -> None:
+        """Wait until the ports carry: for a stream, that its peer is connected."""
+        up = set()
+
+        def all_up() -> bool:
+            up.update(port["name"] for port in self.json("status")["ports"] if port["state"] == "up")
+            return up.issuperset(names)
+
+        try:
+            deadline.until(all_up, "ports up", within)
+        except AssertionError as late:
+            raise AssertionError(f"{late}: {', '.join(set(names) - up)}\n{self.said()}") from None
+
+    def restart(self) -> None:
+        """Stop the lab in order and start it again under whatever is connected to it."""
+        self.stop()
+        self.start()
+
+    def stop(self, within: float = 20) -> None:
+        """Stop the lab in order, if it runs; fails where it has not ended well or left something behind."""
+        self.supervisor.send_signal(signal.SIGTERM)
+        deadline.ended(self.supervisor.pid, f"the end of lab {self.name}\n{self.said()}", within)
+        assert self.supervisor.wait() == 0, (
+            f"shardnet start ended with status {self.supervisor.returncode}\n{self.said()}"
+        )
+        self.nothing_is_left()
+
+    def nothing_is_left(self, within: float = 10) -> None:
+        """Wait until no process, interface, shared memory or socket of the lab is there any more."""
+        for pid in self.processes():
+            deadline.ended(pid, f"the end of process {pid}: {_title(pid)}", within)
+        # Other labs of this host come and go too: only what stays is ours.
+        deadline.until(
+            lambda: not left_behind() - self.before, f"nothing left of {left_behind() - self.before}", within
+        )
+        sockets = [path.name for path in self.run_dir.glob("**/*") if path.is_socket()]
+        assert not sockets, f"left behind in the run directory: {', '.join(sockets)}"
+
+    def processes(self) -> list[int]:
+        """All processes of the lab: those that have its run directory in their environment."""
+        mark = f"SHARDNET_RUN_DIR={self.directory}".encode()
+        found = []
+        for environment in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if mark in environment.read_bytes().split(b"\0"):
+                    found.append(int(environment.parent.name))
+        return found
+
+    def workers(self) -> dict[str, int]:
+        """The process of each port."""
+        return {port["name"]: port["pid"] for port in self.json("status")["ports"]}
+
+    def arena(self) -> Path:
+        """The shared memory of the lab, which has no name any more: the supervisor's descriptor of it."""
+        for entry in Path(f"/proc/{self.supervisor.pid}/fd").iterdir():
+            if os.readlink(entry).startswith("/dev/shm/shardnet-"):
+                return entry
+        raise AssertionError("the supervisor has no shared memory")
+
+    def said(self) -> str:
+        """What the lab has logged."""
+        return "--- log of the lab\n" + os.pread(self.log.fileno(), 1 << 20, 0).decode(errors="replace")
+
+    def close(self) -> None:
+        """End whatever a failed test has left, without a check."""
+        with contextlib.suppress(ProcessLookupError):
+            for pid in self.processes():
+                os.kill(pid, signal.SIGKILL)
+        self.supervisor.wait()
+        self.log.close()
+        subprocess.run(["rm", "-rf", self.directory], check=True)
+
+
+@contextlib.contextmanager
+def starting(directory: Path) -> Iterator[Callable[..., Lab]]:
+    """Start labs by calling what this gives with the text of a lab file.
+
+    After the block those that still run are stopped in order, which is a check; after a failure they are killed, which is none.
+    """
+    started: list[Lab] = []
+
+    def start(text: str | None, *options: str, name: str = "lab") -> Lab:
+        file = None
+        if text is not None:
+            file = directory / f"{name}.ini"
+            file.write_text(text)
+        started.append(Lab(file, *options))
+        return started[-1]
+
+    try:
+        yield start
+        for lab in reversed(started):
+            lab.stop()
+    finally:
+        for lab in started:
+            lab.close()
+
+
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """A port of 127.0.0.1 that nobody has now."""
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def left_behind() -> set[str]:
+    """What a lab could leave on this host."""
+    shared = {f"/dev/shm/{path.name}" for path in Path("/dev/shm").iterdir()}
+    return shared | {f"interface {path.name}" for path in Path("/sys/class/net").iterdir()}
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return "gone"
