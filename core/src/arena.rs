@@ -210,6 +210,23 @@ impl Arena {
         Table::new(slots, self.secret)
     }
 
+    /// The regions by name, for tests that write where nobody should.
+    #[doc(hidden)]
+    pub fn regions(&self) -> Vec<(&'static str, *mut u8, usize)> {
+        let begins = [
+            ("header", 0),
+            ("workers", WORKERS_AT),
+            ("switches", SWITCHES_AT),
+            ("ports", PORTS_AT),
+            ("cells", CELLS_AT),
+            ("controls", CONTROLS_AT),
+            ("tables", TABLES_AT),
+        ];
+        let ends = begins.iter().skip(1).map(|(_, begin)| *begin).chain([DATA_AT]);
+        let region = |((name, begin), end): (&(_, usize), usize)| (*name, self.map.start().wrapping_add(*begin), end - begin);
+        begins.iter().zip(ends).map(region).collect()
+    }
+
     /// Where the bytes of a lane begin in the object.
     pub fn data_offset(&self, from: Worker, to: Worker) -> u64 {
         DATA_AT as u64 + Arena::lane(from, to) as u64 * self.lane_bytes

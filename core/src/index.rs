@@ -174,11 +174,18 @@ impl Tail {
     /// Is there room for `bytes` more? Looks at the far side only where its cached position says "possibly not".
     #[inline]
     pub fn room(&mut self, control: &Control, bytes: u64) -> bool {
-        if self.free() >= bytes {
-            return true;
-        }
+        self.free() >= bytes || self.find_room(control, bytes)
+    }
+
+    #[cold]
+    fn find_room(&mut self, control: &Control, bytes: u64) -> bool {
         self.refresh(control);
-        self.free() >= bytes
+        let found = self.free() >= bytes;
+        if !found {
+            // Perhaps somebody wrote over the tail, and the consumer waits for what it thinks is published.
+            control.producer.tail.store(self.published, Ordering::Release);
+        }
+        found
     }
 
     /// Has the consumer freed everything that was published, and is nothing unpublished?
@@ -194,15 +201,11 @@ impl Tail {
         self.capacity.saturating_sub(self.next.wrapping_sub(self.head))
     }
 
-    #[cold]
     fn refresh(&mut self, control: &Control) {
         let head = control.consumer.head.load(Ordering::Acquire);
+        // A head outside of [what we knew, what we published] is a lie; the old one stays true.
         if head.wrapping_sub(self.head) <= self.published.wrapping_sub(self.head) {
             self.head = head;
-        } else {
-            // A head outside of [what we knew, what we published] is a lie, and the old one stays true. Perhaps the
-            // consumer was lied to about the tail.
-            control.producer.tail.store(self.published, Ordering::Release);
         }
     }
 

@@ -154,6 +154,11 @@ named! {
 
 pub const FIRST_EGRESS: usize = Cause::TxOversize as usize;
 
+/// A sum of counters. They are what their writers say, so it may wrap.
+pub fn total(counters: impl IntoIterator<Item = u64>) -> u64 {
+    counters.into_iter().fold(0, u64::wrapping_add)
+}
+
 /// What one worker counts for one port: one writer, plain words.
 ///
 /// A frame is counted once when it is taken over and once with its fate, each by the store of one word, so that the
@@ -195,13 +200,13 @@ impl Cell {
 
     /// Frames taken from the descriptor that have met no fate.
     pub fn in_hand(&self) -> u64 {
-        let settled = self.count(Counter::Forwarded) + self.count(Counter::Filtered) + self.sum(0..FIRST_EGRESS);
+        let settled = total([self.count(Counter::Forwarded), self.count(Counter::Filtered), self.sum(0..FIRST_EGRESS)]);
         self.count(Counter::RxTaken).saturating_sub(settled)
     }
 
     /// Frames that wait in front of the descriptor.
     pub fn queued(&self) -> u64 {
-        let settled = self.count(Counter::TxFrames) + self.sum(FIRST_EGRESS..CAUSES.len());
+        let settled = total([self.count(Counter::TxFrames), self.sum(FIRST_EGRESS..CAUSES.len())]);
         self.count(Counter::Offered).saturating_sub(settled)
     }
 
@@ -210,7 +215,7 @@ impl Cell {
         let (in_hand, queued) = (self.in_hand(), self.queued());
         self.drop(Cause::WorkerDied, in_hand);
         self.drop(Cause::TxWorkerDied, queued);
-        in_hand + queued
+        total([in_hand, queued])
     }
 
     fn count(&self, counter: Counter) -> u64 {
@@ -218,7 +223,7 @@ impl Cell {
     }
 
     fn sum(&self, causes: Range<usize>) -> u64 {
-        causes.map(|cause| self.dropped(cause)).sum()
+        total(causes.map(|cause| self.dropped(cause)))
     }
 }
 

@@ -80,10 +80,10 @@ pub fn repair(arena: &Arena, worker: Worker) -> u64 {
     }
     arena.worker(worker).sleeping.awake();
     let used = |port: &Port| arena.port(*port).flags.load(Ordering::Acquire) & ports::USED != 0;
-    (1..PORTS as Port).filter(used).map(|port| arena.cell(worker, port).bury()).sum()
+    ports::total((1..PORTS as Port).filter(used).map(|port| arena.cell(worker, port).bury()))
 }
 
 /// Times that `worker` was caught breaking the protocol of a lane it writes, since the arena was made.
 pub fn faults(arena: &Arena, worker: Worker) -> u64 {
-    arena.workers().map(|to| arena.control(worker, to).consumer_notes.faults.load(Ordering::Relaxed)).sum()
+    ports::total(arena.workers().map(|to| arena.control(worker, to).consumer_notes.faults.load(Ordering::Relaxed)))
 }

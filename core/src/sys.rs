@@ -67,10 +67,19 @@ pub fn allocate(fd: RawFd, offset: u64, len: u64) -> io::Result<()> {
 }
 
 /// A shared mapping of a descriptor, unmapped when dropped.
+///
+/// ```text
+///   | no access | the object | the object again, where it is mapped twice | no access |
+/// ```
+///
+/// The pages around it are never mapped, so a step too far is a fault and not somebody else's memory.
 pub struct Mapping {
     start: *mut u8,
     len: usize,
 }
+
+/// Bytes without access on each side of a mapping; a multiple of the page.
+const GUARD: usize = 64 << 10;
 
 // SAFETY: a mapping is plain memory; whoever reads or writes through the pointer answers for the races.
 unsafe impl Send for Mapping {}
@@ -79,34 +88,28 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     pub fn new(fd: RawFd, offset: u64, len: usize) -> io::Result<Mapping> {
-        // SAFETY: a fresh address range is asked for; nothing existing is touched.
-        let start =
-            unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd, offset as libc::off_t) };
-        if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Mapping { start: start.cast(), len }) }
+        Mapping::repeated(fd, offset, len, 1)
     }
 
     /// Map `len` bytes twice in a row, so that whatever wraps at the end goes on at the start.
     pub fn twice(fd: RawFd, offset: u64, len: usize) -> io::Result<Mapping> {
+        Mapping::repeated(fd, offset, len, 2)
+    }
+
+    /// `len` is a multiple of the page.
+    fn repeated(fd: RawFd, offset: u64, len: usize, times: usize) -> io::Result<Mapping> {
+        let (all, flags) = (GUARD + times * len + GUARD, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
         // SAFETY: reserves a fresh range of addresses without access.
-        let start = unsafe {
-            libc::mmap(ptr::null_mut(), 2 * len, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0)
-        };
-        if start == libc::MAP_FAILED {
+        let reserved = unsafe { libc::mmap(ptr::null_mut(), all, libc::PROT_NONE, flags, -1, 0) };
+        if reserved == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let mapping = Mapping { start: start.cast(), len: 2 * len };
-        for half in 0..2 {
+        // SAFETY: the range is longer than a guard.
+        let mapping = Mapping { start: unsafe { reserved.cast::<u8>().add(GUARD) }, len: times * len };
+        for turn in 0..times {
+            let (allowed, how) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
             // SAFETY: MAP_FIXED replaces only addresses of the range reserved above, which nobody else knows.
-            let at = unsafe {
-                libc::mmap(
-                    mapping.start.add(half * len).cast(),
-                    len,
-                    libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_SHARED | libc::MAP_FIXED,
-                    fd,
-                    offset as libc::off_t,
-                )
-            };
+            let at = unsafe { libc::mmap(mapping.start.add(turn * len).cast(), len, allowed, how, fd, offset as libc::off_t) };
             if at == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());
             }
@@ -136,8 +139,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by us and is unmapped once.
-        unsafe { libc::munmap(self.start.cast(), self.len) };
+        // SAFETY: the range with its guards was mapped by us and is unmapped once.
+        unsafe { libc::munmap(self.start.sub(GUARD).cast(), GUARD + self.len + GUARD) };
     }
 }
 

@@ -10,6 +10,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::arena::PORTS;
 use crate::ports::{NOBODY, Port};
 
 /// Room for 100,000 addresses at a load at which a look-up still meets one cache line, mostly.
@@ -47,8 +48,9 @@ fn pack(port: Port, seen_s: u32) -> u64 {
     u64::from(seen_s) << 16 | u64::from(port)
 }
 
+/// Any value names a port that can be.
 fn unpack(value: u64) -> (Port, u32) {
-    (value as u16, (value >> 16) as u32)
+    (value as Port & (PORTS as Port - 1), (value >> 16) as u32)
 }
 
 /// Seconds now, and after how many an address is forgotten.

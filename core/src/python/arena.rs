@@ -113,16 +113,16 @@ impl Arena {
     /// Sums over workers; rx_frames, rx_drops and tx_drops are sums over fates and causes, in_hand and queued what is without one.
     fn counters(&self, port: usize) -> PyResult<HashMap<&'static str, u64>> {
         let port = port_of(port)?;
-        let sum = |index: usize| self.inner.workers().map(|worker| self.inner.cell(worker, port).counter(index)).fold(0, u64::wrapping_add);
+        let sum = |index: usize| ports::total(self.inner.workers().map(|worker| self.inner.cell(worker, port).counter(index)));
         let mut counters: HashMap<&'static str, u64> = COUNTERS.iter().enumerate().map(|(index, name)| (*name, sum(index))).collect();
         let drops = self.sums_of_drops(port);
-        let rx_drops: u64 = drops[..FIRST_EGRESS].iter().sum();
-        let tx_drops: u64 = drops[FIRST_EGRESS..].iter().sum();
+        let rx_drops = ports::total(drops[..FIRST_EGRESS].iter().copied());
+        let tx_drops = ports::total(drops[FIRST_EGRESS..].iter().copied());
         counters.insert("rx_drops", rx_drops);
         counters.insert("tx_drops", tx_drops);
-        counters.insert("in_hand", self.inner.workers().map(|worker| self.inner.cell(worker, port).in_hand()).sum());
-        counters.insert("queued", self.inner.workers().map(|worker| self.inner.cell(worker, port).queued()).sum());
-        counters.insert("rx_frames", counters["forwarded"] + counters["filtered"] + rx_drops);
+        counters.insert("in_hand", ports::total(self.inner.workers().map(|worker| self.inner.cell(worker, port).in_hand())));
+        counters.insert("queued", ports::total(self.inner.workers().map(|worker| self.inner.cell(worker, port).queued())));
+        counters.insert("rx_frames", ports::total([counters["forwarded"], counters["filtered"], rx_drops]));
         Ok(counters)
     }
 
@@ -191,7 +191,7 @@ impl Arena {
 
 impl Arena {
     fn sums_of_drops(&self, port: Port) -> Vec<u64> {
-        let sum = |index: usize| self.inner.workers().map(|worker| self.inner.cell(worker, port).dropped(index)).sum();
+        let sum = |index: usize| ports::total(self.inner.workers().map(|worker| self.inner.cell(worker, port).dropped(index)));
         (0..CAUSES.len()).map(sum).collect()
     }
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crate::arena::{Arena, PORTS, WORKERS};
 use crate::lane::{Consumer, Producer};
 use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Stream, Tap};
-use crate::ports::{Cause, Port, Worker};
+use crate::ports::{self, Cause, Port, Worker};
 use crate::switch::View;
 use crate::sys::{self, Epoll, Ready};
 use crate::table::Clock;
@@ -183,9 +183,9 @@ impl Shard {
     }
 
     pub fn capture_counts(&self) -> (u64, u64) {
-        let refused: u64 =
-            (0..WORKERS as Worker).map(|from| self.arena.control(from, self.me).producer_notes.refused.load(Ordering::Relaxed)).sum();
-        self.capture.as_ref().map_or((0, 0), |capture| (capture.written, capture.lost + refused))
+        let refused = |from| self.arena.control(from, self.me).producer_notes.refused.load(Ordering::Relaxed);
+        let lost = |capture: &Capture| ports::total((0..WORKERS as Worker).map(refused).chain([capture.lost]));
+        self.capture.as_ref().map_or((0, 0), |capture| (capture.written, lost(capture)))
     }
 
     fn add(&mut self, port: Port, engine: Engine, lent: bool) -> io::Result<()> {
@@ -274,19 +274,22 @@ impl Shard {
         self.epoll.remove(fd);
     }
 
-    /// Carry frames until there is news or `timeout` has passed; EINTR comes back as an error.
+    /// Carry frames until there is news or `timeout` has passed, what is ready now in any case; EINTR comes back as an error.
     pub fn run(&mut self, timeout: Option<Duration>) -> io::Result<Vec<News>> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut looked = false;
         loop {
             let busy = self.turn();
             if !self.news.is_empty() {
                 return Ok(std::mem::take(&mut self.news));
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
+            let over = left.is_some_and(|left| left.is_zero());
+            if over && looked {
                 return Ok(Vec::new());
             }
-            self.wait(busy, left)?;
+            self.wait(busy || over, left)?;
+            looked = true;
         }
     }
 
