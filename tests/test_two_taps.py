@@ -111,7 +111,7 @@ def test_udp_crosses_without_a_loss_but_what_the_receiver_is_too_slow_for(pair):
 def test_vlan_tagged_traffic_passes_a_plain_port_as_it_is(pair):
     with tagged(pair.left, "left", "10.10.0.1/24"), tagged(pair.right, "right", "10.10.0.2/24"):
         assert " 0% packet loss" in pair.left.run("ping", "-c", "3", "-i", "0.05", "10.10.0.2")
-        assert pair.iperf3("10.10.0.2", "--time", "1")["sum_received"]["bytes"] > 1_000_000
+        assert pair.iperf3("10.10.0.2", "--time", "1")["sum_received"]["bytes"] > 100_000
         assert {entry["vlan"] for entry in pair.lab.json("fdb")} >= {0, 10}
     assert pair.wrong_checksums() == 0
 
