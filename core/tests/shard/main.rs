@@ -101,6 +101,10 @@ impl Lab {
         drop(self.shards[usize::from(worker)].take());
         repair::repair(self.arena, worker);
         self.shards[usize::from(worker)] = Some(Shard::new(self.arena, worker, self.bells.clone()).unwrap());
+        self.attach_all(worker);
+    }
+
+    fn attach_all(&mut self, worker: Worker) {
         for port in 1..=self.plugs.len() as Port {
             if self.plugs[usize::from(port) - 1].worker == worker {
                 self.attach(port);
