@@ -244,7 +244,7 @@ fn a_table_that_names_ports_that_cannot_be_is_read_and_flushed() {
         // SAFETY: the table of switch 0 begins the region, and nobody else uses it.
         let slot = unsafe { &mut *slots.add(index) };
         if slot[0] != 0 {
-            slot[1] = 100 << 16 | 1024 << (index % 6) | index as u64 % 8;
+            slot[1] = 100 << 16 | 1024 << (index % 6) | (index as u64 % 8);
         }
     }
     for key in &keys {
