@@ -3,6 +3,7 @@
 NAME is a TAP; what the kernel sends to it leaves LINK with a tag, and what comes to LINK with that tag arrives on it.
 """
 
+import contextlib
 import fcntl
 import os
 import select
@@ -35,7 +36,10 @@ def main(link: str, name: str, vlan: int) -> None:
             else:
                 frame, extra, _, sender = wire.recvmsg(65536, socket.CMSG_SPACE(AUXDATA.size))
                 if sender[2] != OUTGOING and extra and AUXDATA.unpack(extra[0][2])[5] & 0xFFF == vlan:
-                    os.write(tap, frame)
+                    with contextlib.suppress(
+                        OSError
+                    ):  # it is not up yet, and this frame is none that anybody waits for
+                        os.write(tap, frame)
 
 
 if __name__ == "__main__":
