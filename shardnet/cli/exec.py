@@ -28,13 +28,14 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shardnet import control, links
 from shardnet.cli import Failure, namespace, qemu, usage
 
 NOT_EXECUTABLE, NO_COMMAND = 126, 127  # as shells say it
+PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -101,20 +102,24 @@ def _interface(
 
 def _command(command: Sequence[str]) -> int:
     """Run the command to its end, passing on signals that only we were sent."""
+    # A signal that comes while the command starts is the command's, so it has to wait until we can pass it on.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     try:
-        child = subprocess.Popen(command, preexec_fn=_die_with_parent)
+        child = subprocess.Popen(command, preexec_fn=lambda: _begin(before))
     except FileNotFoundError:
         raise Failure(f"{command[0]}: no such command", NO_COMMAND) from None
     except PermissionError:
         raise Failure(f"{command[0]}: Permission denied", NOT_EXECUTABLE) from None
     for number in (signal.SIGINT, signal.SIGQUIT):  # the terminal sends these to both of us; the command decides
         signal.signal(number, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in PASSED_ON:
         signal.signal(number, lambda number, _: child.send_signal(number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     code = child.wait()
     return code if code >= 0 else 128 - code
 
 
-def _die_with_parent() -> None:
-    """A command whose port has gone with a killed parent would wait for ever."""
+def _begin(mask: Iterable[int]) -> None:
+    """In the command's process: hear signals again, and die with the parent, without whose port there is nothing to do."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
