@@ -36,7 +36,9 @@ def main(link: str, name: str, vlan: int) -> None:
             else:
                 frame, extra, _, sender = wire.recvmsg(65536, socket.CMSG_SPACE(AUXDATA.size))
                 if sender[2] != OUTGOING and extra and AUXDATA.unpack(extra[0][2])[5] & 0xFFF == vlan:
-                    with contextlib.suppress(OSError):  # EIO: the interface is not up yet
+                    with contextlib.suppress(
+                        OSError
+                    ):  # it is not up yet, and this frame is none that anybody waits for
                         os.write(tap, frame)
 
 

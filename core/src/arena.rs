@@ -19,12 +19,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::bell::Sleeping;
 use crate::index::Control;
+pub use crate::ports::PORTS;
 use crate::ports::{Cell, Port, Record, Worker};
 use crate::sys::{self, Mapping};
 use crate::table::{SLOTS, Slot, Table};
 
 pub const WORKERS: usize = 64;
-pub const PORTS: usize = 1024;
 pub const SWITCHES: usize = 64;
 
 /// The least a lane can hold; it grows to the arena's `lane_bytes` when it carries bulk.

@@ -301,7 +301,7 @@ impl Head {
         self.cursor != self.tail || control.producer.tail.load(Ordering::Acquire) != self.seen
     }
 
-    /// The record at the cursor, `bytes` long, has met its fate.
+    /// The record at the cursor, `bytes` long, is the consumer's: a successor goes on behind it.
     #[inline]
     pub fn take(&mut self, control: &Control, bytes: u64) {
         self.cursor = self.cursor.wrapping_add(bytes);

@@ -8,8 +8,9 @@
 //! Small frames are carried at the rate at which cache lines go from core to core, so a record is kept short.
 //!
 //! The data is mapped twice in a row, so a record never wraps. A producer *claims* room, has the kernel read a frame
-//! straight into it, and *commits*, or lets the claim go by doing nothing. A consumer *peeks* at a record, has the
-//! kernel write it straight out, *takes* it, and *releases* what it took at the end of its batch.
+//! straight into it, and *commits*, or lets the claim go by doing nothing. A consumer *peeks* at a record, *takes*
+//! it, has the kernel write it straight out, and *releases* what it took at the end of its batch. One that dies in
+//! between may have sent the last that it took, and its successor does not send it again.
 //!
 //! A lane begins small and grows while it is empty, once it refused a record: what is hot at once stays in a core's
 //! caches, and a lab of idle lanes takes no memory. A record's fields are copied once and checked; the bytes of a
@@ -326,7 +327,7 @@ impl Consumer {
         Ok(self.head.known() != 0)
     }
 
-    /// The record that `peek` returned has met its fate. Its room is not free yet.
+    /// The record that `peek` returned is ours, and not a successor's. Its room is not free yet.
     #[inline]
     pub fn take(&mut self, label: &Label) {
         self.head.take(self.window.control, size(label.len as usize));

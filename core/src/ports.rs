@@ -6,6 +6,9 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+/// Port ids are below this; 0 is nobody.
+pub const PORTS: usize = 1024;
+
 pub type Port = u16;
 pub type Worker = u8;
 

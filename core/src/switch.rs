@@ -54,11 +54,13 @@ pub struct View {
     generation: Option<u64>,
     pub ports: Vec<Config>,
     pub domains: Vec<Domain>,
+    /// A bit a worker that captures some port.
+    pub captors: u64,
 }
 
 impl Default for View {
     fn default() -> View {
-        View { generation: None, ports: vec![NOT_USED; PORTS], domains: vec![Domain::default(); SWITCHES] }
+        View { generation: None, ports: vec![NOT_USED; PORTS], domains: vec![Domain::default(); SWITCHES], captors: 0 }
     }
 }
 
@@ -77,8 +79,10 @@ impl View {
             domain.reserved = record.reserved.load(Ordering::Relaxed) as u16;
             domain.members.clear();
         }
+        self.captors = 0;
         for (index, config) in self.ports.iter_mut().enumerate() {
             *config = config_of(arena, index as Port);
+            self.captors |= config.mirror;
             if config.used {
                 self.domains[config.switch].members.push(index as Port);
             }

@@ -10,8 +10,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::arena::PORTS;
-use crate::ports::{NOBODY, Port};
+use crate::ports::{NOBODY, PORTS, Port};
 
 /// Room for 100,000 addresses at a load at which a look-up still meets one cache line, mostly.
 pub const SLOTS: usize = 1 << 18;

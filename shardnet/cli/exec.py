@@ -35,9 +35,8 @@ from shardnet import control, links
 from shardnet.cli import Failure, namespace, qemu, usage
 
 NOT_EXECUTABLE, NO_COMMAND = 126, 127  # as shells say it
+PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-OF_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)  # sent to both of us: the command decides
-PASSED_ON = (signal.SIGTERM, signal.SIGHUP)  # sent to us alone
 
 
 def run(argv: Sequence[str]) -> int:
@@ -103,24 +102,24 @@ def _interface(
 
 def _command(command: Sequence[str]) -> int:
     """Run the command to its end, passing on signals that only we were sent."""
-    # Held back until we know what to do with them: the command may answer, and be signalled, before Popen has returned.
-    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {*OF_THE_TERMINAL, *PASSED_ON})
+    # A signal that comes while the command starts is the command's, so it has to wait until we can pass it on.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     try:
-        child = subprocess.Popen(command, preexec_fn=lambda: _begin(kept))
+        child = subprocess.Popen(command, preexec_fn=lambda: _begin(before))
     except FileNotFoundError:
         raise Failure(f"{command[0]}: no such command", NO_COMMAND) from None
     except PermissionError:
         raise Failure(f"{command[0]}: Permission denied", NOT_EXECUTABLE) from None
-    for number in OF_THE_TERMINAL:
+    for number in (signal.SIGINT, signal.SIGQUIT):  # the terminal sends these to both of us; the command decides
         signal.signal(number, signal.SIG_IGN)
     for number in PASSED_ON:
         signal.signal(number, lambda number, _: child.send_signal(number))
-    signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     code = child.wait()
     return code if code >= 0 else 128 - code
 
 
 def _begin(mask: Iterable[int]) -> None:
-    """Take signals again; die with the parent: a command whose port has gone with it would wait for ever."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    """In the command's process: hear signals again, and die with the parent, without whose port there is nothing to do."""
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

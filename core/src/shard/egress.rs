@@ -29,11 +29,13 @@ impl Shard {
                 self.release(from);
                 return false;
             };
-            if !self.accept(from, &entry) {
+            if entry.label.kind == FORWARD && self.is_stuck() {
                 self.release(from);
                 return false;
             }
+            // Taken first: should this worker die in a write, the frame may be lost, and is never sent twice.
             self.consumer(from).take(&entry.label);
+            self.accept(from, &entry);
         }
         self.release(from);
         true
@@ -45,33 +47,25 @@ impl Shard {
         }
     }
 
-    /// Deal with a record; false where it has to stay in its lane for now.
-    fn accept(&mut self, from: Worker, entry: &Entry) -> bool {
+    /// Deal with a record. Its room is not freed yet.
+    fn accept(&mut self, from: Worker, entry: &Entry) {
         let label = entry.label;
         match label.kind {
             FORWARD => {}
-            MIRROR_IN | MIRROR_OUT => {
-                self.add_to_capture(entry);
-                return true;
-            }
-            _ => return true,
+            MIRROR_IN | MIRROR_OUT => return self.add_to_capture(entry),
+            _ => return,
         }
         // Which ports a worker may speak for is the arena's word, not the record's.
         let source = usize::from(label.from);
-        let Some(&config) = self.view.ports.get(source) else { return true };
+        let Some(&config) = self.view.ports.get(source) else { return };
         if !config.used || config.worker != from || (label.vlan & TAGGED != 0 && label.len < TAGGED_LEAST) {
-            return true;
+            return;
         }
         if switch::leave(self.arena, label.from, config.vlan, label.vlan).is_none() {
-            self.refuse_changed(label.to);
-            return true;
-        }
-        if self.is_stuck() {
-            return false;
+            return self.refuse_changed(label.to);
         }
         if label.to != NOBODY {
-            self.accept_one(&config, entry);
-            return true;
+            return self.accept_one(&config, entry);
         }
         for index in 0..self.view.domains[config.switch].members.len() {
             let to = self.view.domains[config.switch].members[index];
@@ -81,7 +75,6 @@ impl Shard {
                 self.deliver(to, &Piece { frame: entry.frame, len: label.len as usize, edit });
             }
         }
-        true
     }
 
     fn accept_one(&mut self, from: &switch::Config, entry: &Entry) {

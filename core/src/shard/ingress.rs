@@ -111,8 +111,8 @@ impl Shard {
     fn place(&mut self, carried: &Carried) -> Option<(*mut u8, Option<Worker>)> {
         match carried.way {
             Some(Way::Lane(to)) => match self.producer(to).claim(CLAIM) {
-                // SAFETY: a claim begins with the headroom.
-                Ok(Some(at)) => return Some((unsafe { at.add(HEADROOM) }, Some(to))),
+                // The copy for a capture would take the same room. SAFETY: a claim begins with the headroom.
+                Ok(Some(at)) if self.view.captors >> to & 1 == 0 => return Some((unsafe { at.add(HEADROOM) }, Some(to))),
                 Ok(None) if carried.is_steady() => return None,
                 _ => {}
             },

@@ -315,7 +315,7 @@ impl Shard {
         let mut timeout_ms = 0;
         if !busy {
             sleeping.announce();
-            if !self.has_mail() {
+            if !self.has_mail() && !self.has_room() {
                 timeout_ms = left.map_or(-1, |left| left.as_millis().min(i32::MAX as u128) as i32 + 1);
                 if self.nap || !self.held.is_empty() {
                     timeout_ms = if timeout_ms < 0 { NAP_MS } else { timeout_ms.min(NAP_MS) };
@@ -339,6 +339,16 @@ impl Shard {
     fn has_mail(&mut self) -> bool {
         let senders = self.arena.worker(self.me).senders.0.load(Ordering::Acquire);
         !self.is_stuck() && bits(senders).any(|from| self.consumer(from).has_more())
+    }
+
+    /// Did a lane that a port is held for get room since we looked? Nobody rang for it while we were awake.
+    fn has_room(&mut self) -> bool {
+        let waits_for = |port: &Port| match self.ports[usize::from(*port)].as_ref()?.way? {
+            Way::Lane(to) => Some(to),
+            Way::Port(_) => None,
+        };
+        let lanes: Vec<Worker> = self.held.iter().filter_map(waits_for).collect();
+        lanes.into_iter().any(|to| self.producer(to).wait_for_room())
     }
 
     /// Is there one port only, and does it take no more? Then its lanes are its queue. With several ports, one that is
