@@ -49,6 +49,7 @@ SIOCGIFFLAGS = 0x8913
 SIOCSIFFLAGS = 0x8914
 SIOCSIFMTU = 0x8922
 SIOCSIFHWADDR = 0x8924
+SIOCGIFHWADDR = 0x8927
 IFF_UP = 0x1
 ARPHRD_ETHER = 1
 
@@ -94,6 +95,14 @@ def open_tap(ifname: str, queues: int = 1, *, offload: bool = True, sndbuf: int 
     return Tap(name, tuple(fds), new)
 
 
+def adopt_tap(fd: int, *, offload: bool = True) -> None:
+    """Make a TAP's descriptor that another program opened, with IFF_VNET_HDR, one as open_tap() returns them."""
+    os.set_inheritable(fd, False)
+    os.set_blocking(fd, False)
+    fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_BYTES))
+    _set_offload(fd, OFFLOADS if offload else (0,))
+
+
 def tap_of(fd: int) -> tuple[str, bool]:
     """The name of the TAP behind a descriptor, and whether it outlives it; OSError (EBADFD) when it is gone."""
     request = fcntl.ioctl(fd, TUNGETIFF, bytes(40))
@@ -108,6 +117,11 @@ def exists(name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def mac_of(name: str) -> bytes:
+    """The interface's hardware address, 6 bytes."""
+    return _interface(name, SIOCGIFHWADDR, b"")[18:24]
 
 
 def set_mac(name: str, mac: bytes) -> None:

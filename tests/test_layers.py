@@ -17,7 +17,7 @@ LAYERS = [
     r"worker",
     r"netdev",
     r"lab",
-    r"workers\.socket",
+    r"workers\.(socket|bridge)",
     r"workers\.dgram",
     r"workers(\..*)?|services(\..*)?|plugged",
     r"connection",
