@@ -285,6 +285,24 @@ class Client:
         """Make a port of descriptors of our own; it lasts as long as this connection. Returns its name."""
         return str(self.call("plug", fds, kind=kind, name=name, options=options)["port"])
 
+    def ask(self, port: str, what: str, **args: Any) -> dict[str, Any]:
+        """Put a question to the worker of a port; what there is to ask, its kind says. A list has one page, see `rows`."""
+        data = self.call("ask", port=port, what=what, args=args)["data"]
+        try:
+            return unpack(data)
+        except ValueError as why:
+            raise Error(f"{port}: {what}: {why}") from None
+
+    def rows(self, port: str, what: str, **args: Any) -> Iterator[dict[str, Any]]:
+        """A list that the worker of a port tells, row by row; a page is asked for when the one before it is read."""
+        cursor = None
+        while True:
+            page = self.ask(port, what, **args, **({} if cursor is None else {"cursor": cursor}))
+            yield from page.get("rows", [])
+            cursor = page.get("cursor")
+            if cursor is None:
+                return
+
     def reload(self, dry_run: bool = False) -> dict[str, Any]:
         """Apply the lab file as it is now; or only say what would be done."""
         return self.call("reload", dry_run=dry_run)

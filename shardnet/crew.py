@@ -5,11 +5,11 @@ the fewest. What takes privileges later (a port added to a worker, a TAP that va
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shardnet import _core, child, journal, lab, loop, ports, processes, pulse, restarts, store
+from shardnet import _core, child, journal, lab, leases, loop, ports, processes, pulse, questions, restarts, store
 
 AUTO_MAX = 56  # workers that `shards` did not ask for; the rest of the slots is for captures
 DRAIN_S = 0.7
@@ -61,6 +61,8 @@ class Crew:
         self.store = store.Store()
         setup = {"lab": name, "run_dir": str(run_dir)}
         self.processes = processes.Processes(turns, fork, self.store, notes, setup, [arena_fd, *doorbells])
+        self.questions = questions.Questions(turns)
+        self.leases = leases.Leases()
         self.members: dict[int, Member] = {}
         self.lent: set[int] = set()  # slots of captures
         self._used: set[int] = set()  # slots that had a process once
@@ -92,6 +94,7 @@ class Crew:
             member = self.members[port.slot]
             del member.ports[port.id]
             self.ports.forget(port)
+            self.leases.forget(port)
             self.journal.note("removed", "removed", port=port.name, section=port.title)
             if not member.ports:
                 self._dismiss(member)
@@ -138,6 +141,18 @@ class Crew:
                 member.child.send({"op": "stop"})
         self.loop.later(DRAIN_S, self.kill_all)
         self._maybe_stopped()
+
+    def ask(
+        self,
+        port: ports.Port,
+        what: str,
+        args: Mapping[str, Any],
+        answered: questions.Answered,
+        refused: questions.Refused,
+    ) -> None:
+        """Ask a port's worker; what it answers is the client's to unpack."""
+        member = self.members.get(port.slot)
+        self.questions.ask(port, member.child if member else None, what, args, answered, refused)
 
     # Processes.
 
@@ -205,7 +220,8 @@ class Crew:
             member.child.send({"op": "stop"})
 
     def _died(self, member: Member, how: str) -> None:
-        member.child = None
+        dead, member.child = member.child, None
+        self.questions.gone(dead)
         lost = self.arena.repair(member.slot)
         for port in list(member.ports.values()):
             if port.removed is not None:
@@ -290,6 +306,9 @@ class Crew:
     # What workers say.
 
     def _heard(self, member: Member, message: dict[str, Any], fds: list[int]) -> None:
+        if message.get("op") == "answer" and not fds:
+            self.questions.heard(member.child, message)
+            return
         port = self.ports.by_id.get(message["port"]) if isinstance(message.get("port"), int) else None
         if port is not None and port.id in member.ports:
             self._about(port, message, fds)
@@ -316,6 +335,8 @@ class Crew:
                 port.lent = text["key"]
                 for member in self.members.values():
                     self._lend(member, port)
+            case "lease" if (lease := leases.read(message)) is not None:
+                self._leased(port, lease)
             case "log":
                 self.journal.note("log", text["text"], port=port.name, section=port.title)
             case "removed":
@@ -323,10 +344,11 @@ class Crew:
             case "failed":
                 if port.state != "removing":
                     self._fail(port, text["error"])
-            case "opened" if port.state in ("starting", "restarting"):
-                self._change(port, "up")
-                port.settle(None)
             case "opened":
+                if port.state in ("starting", "restarting"):
+                    self._change(port, "up")
+                tellers = [other for other in self.ports if leases.concerns(other, port)]
+                self._tell_leases(port, [lease for other in tellers for lease in self.leases.of(other)])
                 port.settle(None)
             case "state" if text["state"] in STATES and port.state not in ("removing", "failed"):
                 self._change(port, text["state"], text["detail"])
@@ -334,6 +356,25 @@ class Crew:
                 self._again(port, RETRY_S)
         for fd in fds:
             os.close(fd)
+
+    def _leased(self, teller: ports.Port, lease: leases.Lease) -> None:
+        """Note what a DHCP service tells, and tell it to the ports of its network."""
+        if not self.leases.told(teller, lease):
+            return
+        if lease.what not in ("known", "renewed"):
+            whose = f" {lease.mac}" + (f" ({lease.name})" if lease.name else "")
+            text = f"{lease.what} {lease.address}{' to' if lease.what == 'given' else ' by'}{whose}"
+            self.journal.note("lease", text, port=teller.name, section=teller.title)
+        for port in self.ports:
+            if leases.concerns(teller, port):
+                self._tell_leases(port, [lease])
+
+    def _tell_leases(self, port: ports.Port, found: Sequence[leases.Lease]) -> None:
+        member = self.members.get(port.slot)
+        if member is not None and member.child is not None:
+            for first in range(0, len(found), leases.ATONCE_MAX):
+                several = [lease.fields for lease in found[first : first + leases.ATONCE_MAX]]
+                member.child.send({"op": "leases", "port": port.id, "leases": several})
 
     def _change(self, port: ports.Port, state: str, detail: str = "") -> None:
         if (port.state, port.detail) == (state, detail):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from shardnet import supervisor
 
 NOT_FOUND, EXISTS = 3, 4
+QUESTION_MAX = 64 << 10
 
 
 def answer(run: "supervisor.Supervisor", request: clients.Request) -> None:
@@ -175,6 +176,14 @@ def plug(run: "supervisor.Supervisor", request: clients.Request) -> None:
     _add(run, request, [section], added, is_plugged=True)
 
 
+def ask(run: "supervisor.Supervisor", request: clients.Request) -> None:
+    port = _port(run, request.take("port", str))
+    what, args = request.take("what", str), request.take("args", dict, {})
+    if len(control.pack({"what": what, "args": args})) > QUESTION_MAX:
+        raise control.Error(f"ask: a question of more than {QUESTION_MAX} bytes", 2)
+    run.crew.ask(port, what, args, lambda data: request.answer(data=data), request.refuse)
+
+
 def reload(run: "supervisor.Supervisor", request: clients.Request) -> None:
     run.reload(request.answer, dry_run=request.take("dry_run", bool, False))
 
@@ -335,6 +344,7 @@ OPERATIONS: dict[str, Callable[["supervisor.Supervisor", clients.Request], None]
     "events": events,
     "capture": capture,
     "plug": plug,
+    "ask": ask,
     "reload": reload,
     "stop": stop,
     "restart": restart,

@@ -6,6 +6,7 @@ The supervisor is at the other end of one socket. Its messages, in the order of 
     keep + descriptor          what a predecessor deposited under (port, key)
     add                        a port; with `prepare`, also make or recall its descriptors: privileges are still there
     open                       carry the port; the first one of a life drops the privileges, for ever
+    ask, leases                a question (answers.py); what a DHCP service of the same network tells (leases.py)
     remove, withdraw, capture, stop
 
 A process that is told to add, but never to open, is a helper: it has prepared a port for a worker that could not any
@@ -24,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shardnet import _core, kinds, line, options, plugged, timers
+from shardnet import _core, answers, kinds, line, options, plugged, timers
 
 LOG_LINES_MAX = 20  # a port and second
 RETRY_S = 0.02  # a line that is full (the supervisor is busy, or stopped) is tried again so often
@@ -197,6 +198,12 @@ class Worker:
                 if place := self.places.get(port):
                     self._close(place)
                 self.line.send({"op": "removed", "port": port})
+            case {"op": "ask", "port": port}:
+                self._ask(port, message)
+            case {"op": "leases", "port": port}:
+                for lease in message["leases"]:
+                    if place := self.places.get(port):
+                        self.attempt(place, place.carrier.leased, *lease)
             case {"op": "withdraw", "port": port}:
                 place = self.places[port]
                 self.attempt(place, self._withdraw, place)
@@ -237,6 +244,19 @@ class Worker:
         if message["prepare"]:
             place.carrier.prepare()
             place.tell("prepared")
+
+    def _ask(self, port: int, message: dict[str, Any]) -> None:
+        """Answer a question about a port; one that a carrier stumbles over fails nothing but itself."""
+        place = self.places.get(port)
+        if place is None:
+            said: dict[str, Any] = {"error": "its worker does not carry it", "code": 75}
+        else:
+            try:
+                said = answers.answer(place.carrier, message["what"], message["args"])
+            except Exception as error:
+                place.log(traceback.format_exc().rstrip())
+                said = {"error": f"a mistake in its program: {error or type(error).__name__}", "code": 1}
+        self.line.send({"op": "answer", "port": port, "number": message["number"], **said})
 
     def _withdraw(self, place: Place) -> None:
         place.module.withdraw(place.options, place)

@@ -15,6 +15,7 @@ import desk as desks
 import guest as guests
 import labs
 import namespaces
+import plays
 
 CI = os.environ.get("CI") == "true"
 
@@ -74,6 +75,14 @@ def desk(tmp_path: Path) -> Iterator[desks.Desk]:
     made = desks.Desk(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def play() -> Iterator[plays.Play]:
+    """A crew of workers that only say what the test has them say."""
+    playing = plays.Play()
+    yield playing
+    playing.close()
 
 
 @pytest.fixture

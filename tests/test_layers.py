@@ -13,6 +13,7 @@ LAYERS = [
     r"supervisor|operations|captures",
     r"crew|clients",
     r"processes",
+    r"questions|leases",
     r"child|ports|journal|notify|store|pulse|restarts|loop",
     r"worker",
     r"netdev",
@@ -20,14 +21,14 @@ LAYERS = [
     r"workers\.(socket|bridge)",
     r"workers\.dgram",
     r"workers(\..*)?|services(\..*)?|plugged",
-    r"connection",
+    r"connection|answers",
     r"line|manual",
     r"shardnet|ini|switch|kinds|timers|links|addresses|forwards",
     r"control",
     r"options|rundir",
     r"_core",
 ]
-SAME = {0, 1, 4, 13}
+SAME = {0, 1, 5, 14}
 
 
 def layer(module):

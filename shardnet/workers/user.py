@@ -17,7 +17,7 @@ import os
 import re
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from shardnet import addresses, forwards, options
@@ -315,6 +315,21 @@ class Port:
         self._close_sockets()
         for address, identity in self.files:
             address.remove(identity)
+
+    def asked(self, what: str, args: Mapping[str, Any]) -> dict[str, Any]:
+        """network: the addresses, for who wants to be a guest by hand."""
+        if what != "network":
+            raise ValueError("unknown question" + options.meant(what, ["network"]))
+        given = self.options
+        found = {
+            "net": given.network,
+            "host": given.host4,
+            "lease": given.lease,
+            "net6": given.network6,
+            "host6": given.host6,
+        }
+        told = {key: None if value is None else str(value) for key, value in found.items()}
+        return {**told, "mtu": given.mtu, "resolvers": [str(server) for server in given.dns_servers]}
 
     def ended(self, error: int) -> None:
         """A network has no descriptor that could end."""
