@@ -417,6 +417,28 @@ fn a_far_end_that_does_not_read_closes_the_window_and_opens_it_again() {
 }
 
 #[test]
+fn a_window_that_opened_is_told_once() {
+    let mut exchange = exchange();
+    let mut far = exchange.opens_with(&[2, 4, 5, 180, 1, 3, 3, 7]);
+    let data = vec![7u8; 1460];
+    let mut sent = 0;
+    loop {
+        exchange.say(ACK, &data);
+        let seen = exchange.hears();
+        exchange.seq = seen.ack;
+        sent += 1460;
+        if u32::from(seen.window) << 8 < 2 * 1460 {
+            break;
+        }
+    }
+    read(&mut far, sent);
+    exchange.say(ACK, &data); // its ACK tells of the room before the kernel does
+    let told = exchange.hears();
+    assert!(u32::from(told.window) << 8 > 2 * 1460, "{}", told.window);
+    exchange.silence();
+}
+
+#[test]
 fn a_blind_reset_or_syn_is_challenged() {
     let mut exchange = exchange();
     let mut far = exchange.opens();

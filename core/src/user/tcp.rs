@@ -54,31 +54,33 @@ pub enum State {
 /// What is true of a flow, and what it has to say.
 pub mod flag {
     /// The guest's FIN came.
-    pub const GUEST_FIN: u16 = 1;
+    pub const GUEST_FIN: u32 = 1;
     /// The socket's data has come to its end.
-    pub const HOST_END: u16 = 2;
-    pub const FIN_SENT: u16 = 4;
-    pub const FIN_ACKED: u16 = 8;
+    pub const HOST_END: u32 = 2;
+    pub const FIN_SENT: u32 = 4;
+    pub const FIN_ACKED: u32 = 8;
     /// The socket may have data behind what was looked at.
-    pub const READABLE: u16 = 16;
+    pub const READABLE: u32 = 16;
     /// The window that we told is low.
-    pub const LOW: u16 = 32;
+    pub const LOW: u32 = 32;
     /// The socket did not take all that the guest sent.
-    pub const BLOCKED: u16 = 64;
+    pub const BLOCKED: u32 = 64;
     /// There is data and nothing in flight, and the guest has no window.
-    pub const STALLED: u16 = 128;
-    pub const SAY_SYN: u16 = 256;
-    pub const SAY_ACK: u16 = 512;
-    pub const SAY_RST: u16 = 1024;
+    pub const STALLED: u32 = 128;
+    pub const SAY_SYN: u32 = 256;
+    pub const SAY_ACK: u32 = 512;
+    pub const SAY_RST: u32 = 1024;
     /// Send what is oldest again.
-    pub const RESEND: u16 = 2048;
+    pub const RESEND: u32 = 2048;
     /// Send a byte whatever the window says.
-    pub const PROBE: u16 = 4096;
-    pub const KEEPALIVE: u16 = 8192;
+    pub const PROBE: u32 = 4096;
+    pub const KEEPALIVE: u32 = 8192;
     /// In the list of flows with something to say.
-    pub const LISTED: u16 = 16384;
+    pub const LISTED: u32 = 16384;
     /// The guest scales its window, so we may scale ours.
-    pub const SCALED: u16 = 32768;
+    pub const SCALED: u32 = 32768;
+    /// The window may have opened: say so if it has.
+    pub const SAY_WINDOW: u32 = 65536;
 }
 
 pub struct Tcp {
@@ -86,7 +88,7 @@ pub struct Tcp {
     /// How epoll, the wheel and the list of the loop call this flow.
     pub token: u64,
     pub state: State,
-    pub flags: u16,
+    pub flags: u32,
     pub mac: Mac,
     /// What the socket is: TCP, or a unix socket, which cannot discard.
     pub is_tcp: bool,
@@ -197,7 +199,7 @@ impl Tcp {
         }
     }
 
-    pub fn is(&self, flags: u16) -> bool {
+    pub fn is(&self, flags: u32) -> bool {
         self.flags & flags != 0
     }
 
@@ -209,7 +211,7 @@ impl Tcp {
         }
     }
 
-    pub fn say(&mut self, core: &mut Core, flags: u16) {
+    pub fn say(&mut self, core: &mut Core, flags: u32) {
         self.flags |= flags;
         self.list(core);
     }
@@ -235,11 +237,14 @@ impl Tcp {
             self.say(core, flag::READABLE);
         }
         if writable && self.is(flag::LOW | flag::BLOCKED) {
-            if self.is(flag::BLOCKED) {
+            let what = if self.is(flag::BLOCKED) {
                 self.more_acks = 3; // the guest has to send again what we did not take: RFC 5681, 3.2
-            }
+                flag::SAY_ACK
+            } else {
+                flag::SAY_WINDOW
+            };
             self.flags &= !(flag::LOW | flag::BLOCKED);
-            self.say(core, flag::SAY_ACK);
+            self.say(core, what);
         }
     }
 

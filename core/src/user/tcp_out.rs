@@ -55,7 +55,7 @@ impl Tcp {
                 if self.state == State::Gone || self.is(flag::SAY_RST) {
                     return self.is(flag::SAY_RST).then(|| self.output(core, ends, room)).flatten();
                 }
-                (self.is(flag::SAY_ACK) || self.more_acks > 0).then(|| self.ack(core, ends, room))
+                (self.is(flag::SAY_ACK) || self.more_acks > 0 || self.opens(core)).then(|| self.ack(core, ends, room))
             }
         }
     }
@@ -230,6 +230,15 @@ impl Tcp {
         self.segment(ends, core, room, &Fields { seq, ack: self.rcv_nxt, flags: ACK, window }, 0)
     }
 
+    /// Is there more room to tell of than was told? An ACK that says nothing new is a sign of loss to the guest.
+    fn opens(&mut self, core: &mut Core) -> bool {
+        let told = self.rcv_edge;
+        if self.is(flag::SAY_WINDOW) {
+            self.window(core);
+        }
+        self.rcv_edge != told
+    }
+
     fn scale(&self) -> u8 {
         if self.is(flag::SCALED) { SCALE } else { 0 }
     }
@@ -237,6 +246,7 @@ impl Tcp {
     /// The window as it is told now: what the socket has room for, and never less than was told before.
     fn window(&mut self, core: &mut Core) -> u16 {
         let scale = self.scale();
+        self.flags &= !flag::SAY_WINDOW;
         if let Some(socket) = &self.socket
             && !self.is(flag::GUEST_FIN)
         {
