@@ -1,6 +1,6 @@
 """The native core: shared memory of a lab, seen by the supervisor (Arena) and by a worker (Shard)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 WORKERS: Final[int]  # slots for worker processes in an arena, 64
@@ -33,6 +33,7 @@ class Arena:
         isolated: bool = False,
         max_macs: int = 0,
         mtu: int = 0,
+        behind: int = 0,  # the port whose companion this is: it gets what that hands over, is not flooded to and not learnt
     ) -> None: ...
     def clear_port(self, port: int) -> None:
         """Take the port out of the switch, its addresses out of the table, its counters to zero."""
@@ -97,8 +98,36 @@ class Shard:
         `ipv4`, `ipv6`: (network, prefix, host's address, address to bind outgoing sockets to or None) or None; `mtu`: 0 for none;
         `restrict`; `loopback`: ranges of ports, None for all; `interface`: to bind outgoing sockets to, or ""; `max_flows`; `resolvers`;
         `hostfwd`: (bound socket, "tcp" | "udp" | "unix", guest's address, guest's port) each, the socket stays the caller's;
-        `guestfwd`: (address, port, sockaddr as bytes | command as str) each.
+        `guestfwd`: (address, port, sockaddr as bytes | command as str) each;
+        `services`: ("tcp" | "udp", address or group, first port, last port, companion's port) or ("neighbours", address, 0, 0, port) each: what is handed over.
         """
+
+    def add_service(self, port: int, given: Mapping[str, Any]) -> None:
+        """The network of a service. All of the keys are needed, and `shardnet.serving.described` makes them:
+
+        `ipv4`, `ipv6`, `mtu`, `max_flows` as for `add_user` (nothing is bound: None); `link_local`: its address on the link, or None;
+        `udp`: ranges of ports whose datagrams come to Python; `tcp`: (address, port, sockaddr of a listening socket) each;
+        `groups`: multicast groups and `broadcast`: also what is sent there; `announce`: tell everybody the addresses now.
+        """
+
+    def datagrams(self, port: int) -> list[tuple[bytes, bytes, int, bytes, int, bytes]]:
+        """Take what has come for a service: (payload, peer, peer's port, local address, local port, peer's MAC) each, addresses of 4 or 16 bytes."""
+
+    def answer(self, port: int, datagrams: Iterable[tuple[bytes, bytes, int, bytes, int, bytes]]) -> int:
+        """Send a service's datagrams; returns for how many there was room, the others are drops of the port (lane_full).
+
+        The local address is the service's, or the group that it was asked at; without a MAC a datagram goes where the peer was last heard, which is
+        asked for if need be. Raises ValueError for one that no service may send; those before it are sent.
+        """
+
+    def seek(self, port: int, address: bytes) -> None:
+        """Have a service ask by ARP or NDP who has an address; what was known of it is forgotten."""
+
+    def found(self, port: int, address: bytes) -> bytes | None:
+        """The MAC that was last heard to have an address on the service's link."""
+
+    def unresolved(self, port: int) -> int:
+        """Datagrams of a service whose peer did not say where it is."""
 
     def add_capture(self, fd: int, ports: Sequence[tuple[int, str]], snaplen: int) -> None:
         """Write what arrives by mirroring to `fd` as pcapng, an interface a port."""
@@ -114,7 +143,7 @@ class Shard:
 
     def unwatch(self, fd: int) -> None: ...
     def run(self, timeout_s: float | None = None) -> list[tuple[str, int, int]]:
-        """Carry frames, without the GIL, until there is news: ("ready", fd, 0), ("ended", port, errno or 0 at EOF); [] at the time-out.
+        """Carry frames, without the GIL, until there is news: ("ready", fd, 0), ("datagrams", port, 0), ("ended", port, errno or 0 at EOF); [] at the time-out.
 
         A descriptor that ended has been removed from the loop already. Raises InterruptedError when a signal came (after Python's handlers ran).
         """

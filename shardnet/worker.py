@@ -21,11 +21,15 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from shardnet import _core, answers, kinds, line, options, plugged, timers
+
+# Payload, peer's address (4 or 16 bytes) and port, local address and port, peer's MAC (b"" in an answer: where it was last heard).
+Datagram = tuple[bytes, bytes, int, bytes, int, bytes]
+Datagrams = list[Datagram]
 
 LOG_LINES_MAX = 20  # a port and second
 RETRY_S = 0.02  # a line that is full (the supervisor is busy, or stopped) is tried again so often
@@ -42,6 +46,10 @@ class Place:
         self.kept: dict[str, int] = {}
         self.watched: dict[int, Callable[[], None]] = {}
         self.timers: set[int] = set()
+        self.behind = ""  # the port whose companion this one is
+        self.companions: dict[str, int] = {}  # the ids of its own companions
+        self.counts: dict[str, int] = {}  # of a service
+        self.receive: Callable[[Datagrams], None] | None = None
         self._worker = worker
         self._told: tuple[str, str] | None = None
         self._second, self._lines = 0, 0
@@ -91,6 +99,43 @@ class Place:
         """Ask no more about `fd`; to be called before it is closed."""
         if self.watched.pop(fd, None):
             self.shard.unwatch(fd)
+
+    def serve(self, receive: Callable[[Datagrams], None]) -> None:
+        """Have `receive` called, between turns of the native loop, with the datagrams that came for this service: all there are.
+
+        Where it raises, that is logged and counted (mistakes), and the service goes on: a guest must not end it.
+        """
+        self.receive = receive
+
+    def received(self, datagrams: Datagrams) -> None:
+        """Give datagrams to the service."""
+        if self.receive is None:
+            return
+        try:
+            self.receive(datagrams)
+        except Exception:
+            self.mistake()
+
+    def mistake(self) -> None:
+        """Log the exception at hand, which a guest has provoked in a service, and count it."""
+        self.count("mistakes")
+        self.log(traceback.format_exc().rstrip())
+
+    def answer(self, datagrams: Iterable[Datagram]) -> None:
+        """Send datagrams of this service; those for which there is no room are drops of the port."""
+        self.shard.answer(self.port, datagrams)
+
+    def seek(self, address: bytes) -> None:
+        """Ask on the link who has an address of 4 or 16 bytes; `found` says who, a moment later."""
+        self.shard.seek(self.port, address)
+
+    def found(self, address: bytes) -> bytes | None:
+        """The MAC that was last heard to have an address."""
+        return self.shard.found(self.port, address)
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a counter of this service's."""
+        self.counts[name] = self.counts.get(name, 0) + by
 
     def later(self, seconds: float, call: Callable[[], None]) -> int:
         """Have `call` called once, in `seconds`; the token is for `cancel`."""
@@ -162,7 +207,10 @@ class Worker:
         while True:
             with contextlib.suppress(InterruptedError):
                 for what, number, error in self.shard.run(self._patience()):
-                    if what == "ended":
+                    if what == "datagrams":
+                        if place := self.places.get(number):
+                            place.received(self.shard.datagrams(number))
+                    elif what == "ended":
                         self._ended(number, error)
                     elif number == self.line.fileno():
                         self._listen()
@@ -235,6 +283,7 @@ class Worker:
             self._close(self.places[port])
         place = self.places[port] = Place(self, port, message["kind"], message["name"])
         place.kept = self.kept.pop(port, {})
+        place.behind, place.companions = message.get("behind", ""), message.get("companions", {})
         self.attempt(place, self._prepare, place, message)
 
     def _prepare(self, place: Place, message: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ class Place:
     def __init__(self, desk, name, number):
         self.desk, self.name, self.port = desk, name, number
         self.run_dir = desk.run_dir
+        self.behind, self.companions, self.counts = "", {}, {}
         self.states = []
         self.lines = []
         self.carried = None
@@ -51,6 +52,24 @@ class Place:
     def unwatch(self, fd):
         if self.desk.watched.pop(fd, None):
             self.shard.unwatch(fd)
+
+    def serve(self, receive):
+        self.receive = receive
+
+    def answer(self, datagrams):
+        self.shard.answer(self.port, datagrams)
+
+    def seek(self, address):
+        self.shard.seek(self.port, address)
+
+    def found(self, address):
+        return self.shard.found(self.port, address)
+
+    def count(self, name, by=1):
+        self.counts[name] = self.counts.get(name, 0) + by
+
+    def mistake(self):
+        raise  # noqa: PLE0704  # in a test it is one
 
     def later(self, seconds, call):
         self.desk.tokens += 1
@@ -94,13 +113,13 @@ class Desk:
         self.store, self.watched, self.timers, self.places = {}, {}, {}, {}
         self.tokens = 0
 
-    def make(self, kind: ModuleType, **given: str) -> Place:
+    def make(self, kind: ModuleType, behind: int = 0, **given: str) -> Place:
         """A port that is not opened yet; keys are written with underscores for dots (addr__type) and hyphens."""
         number = len(self.places) + 1
         place = Place(self, f"port{number}", number)
         place.carried = kind.Port(options.read(kind, keys(given)), place)
         self.places[number] = place
-        self.arena.configure_port(number, worker=0, switch=0)
+        self.arena.configure_port(number, worker=0, switch=0, behind=behind)
         return place
 
     def add(self, kind: ModuleType, **given: str) -> Place:
@@ -122,7 +141,9 @@ class Desk:
             if due <= now and self.timers.pop(token, None):
                 call()
         for what, number, error in self.shard.run(seconds):
-            if what == "ended":
+            if what == "datagrams":
+                self.places[number].receive(self.shard.datagrams(number))
+            elif what == "ended":
                 self.places[number].carried.ended(error)
             elif number in self.watched:
                 self.watched[number]()

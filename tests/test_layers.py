@@ -23,7 +23,7 @@ LAYERS = [
     r"workers(\..*)?|services(\..*)?|plugged",
     r"connection|answers",
     r"line|manual",
-    r"shardnet|ini|switch|kinds|timers|links|addresses|forwards",
+    r"shardnet|ini|switch|kinds|timers|links|addresses|forwards|serving",
     r"control",
     r"options|rundir",
     r"_core",

@@ -43,6 +43,8 @@ pub struct Record {
     pub mtu: AtomicU32,
     /// Addresses of this port in the table, live or aged; counted by all workers.
     pub macs: AtomicU32,
+    /// The port that hands frames over to this one, which then is a companion of that and no port to flood; NOBODY: none.
+    pub behind: AtomicU32,
     /// A bit a worker that captures what passes here.
     pub mirror: AtomicU64,
     pub trunk: [AtomicU64; 64],
@@ -116,6 +118,8 @@ named! {
     RxTaken = "rx_taken",
     /// Frames offered to the descriptor. Those among them that neither went nor were dropped are queued.
     Offered = "offered",
+    /// Frames offered that went on to a companion of the port: a service that answers in its name.
+    HandedOver = "handed_over",
 }
 
 named! {
@@ -209,7 +213,8 @@ impl Cell {
 
     /// Frames that wait in front of the descriptor.
     pub fn queued(&self) -> u64 {
-        let settled = total([self.count(Counter::TxFrames), self.sum(FIRST_EGRESS..CAUSES.len())]);
+        let gone = total([self.count(Counter::TxFrames), self.count(Counter::HandedOver)]);
+        let settled = total([gone, self.sum(FIRST_EGRESS..CAUSES.len())]);
         self.count(Counter::Offered).saturating_sub(settled)
     }
 

@@ -19,6 +19,8 @@ pub struct Policy {
     pub isolated: bool,
     pub max_macs: u32,
     pub mtu: u32,
+    /// The port whose companion this one is, or NOBODY.
+    pub behind: Port,
 }
 
 /// Put the policy of a port in force. A port that leaves its switch is forgotten by the table.
@@ -34,6 +36,7 @@ pub fn configure_port(arena: &Arena, port: Port, policy: &Policy) {
     record.configure_vlan(policy.vlan, &policy.trunk);
     record.max_macs.store(policy.max_macs, Ordering::Relaxed);
     record.mtu.store(policy.mtu, Ordering::Relaxed);
+    record.behind.store(policy.behind.into(), Ordering::Relaxed);
     let flags = ports::USED | if policy.up { ports::UP } else { 0 } | if policy.isolated { ports::ISOLATED } else { 0 };
     record.flags.store(flags, Ordering::Release);
     arena.advance();

@@ -5,7 +5,7 @@
 use crate::arena::{Arena, PORTS, SWITCHES};
 use crate::frame;
 use crate::lane::TAGGED;
-use crate::ports::{Cause, ISOLATED, Port, UP, USED, Vlan, Worker};
+use crate::ports::{Cause, ISOLATED, NOBODY, Port, UP, USED, Vlan, Worker};
 use std::sync::atomic::Ordering;
 
 /// In a record's VLAN beside TAGGED: the tag says VID 0 and the VLAN is the port's own.
@@ -36,16 +36,29 @@ pub struct Config {
     pub mtu: usize,
     pub max_macs: u32,
     pub mirror: u64,
+    /// The port whose companion this is, or NOBODY.
+    pub behind: Port,
 }
 
-const NOT_USED: Config =
-    Config { used: false, up: false, isolated: false, worker: 0, switch: 0, vlan: Vlan::Plain, mtu: 0, max_macs: 0, mirror: 0 };
+const NOT_USED: Config = Config {
+    used: false,
+    up: false,
+    isolated: false,
+    worker: 0,
+    switch: 0,
+    vlan: Vlan::Plain,
+    mtu: 0,
+    max_macs: 0,
+    mirror: 0,
+    behind: NOBODY,
+};
 
 #[derive(Debug, Clone, Default)]
 pub struct Domain {
     pub hub: bool,
     pub age_s: u32,
     pub reserved: u16,
+    /// The ports to which a frame for everybody goes.
     pub members: Vec<Port>,
 }
 
@@ -83,7 +96,7 @@ impl View {
         for (index, config) in self.ports.iter_mut().enumerate() {
             *config = config_of(arena, index as Port);
             self.captors |= config.mirror;
-            if config.used {
+            if config.used && config.behind == NOBODY {
                 self.domains[config.switch].members.push(index as Port);
             }
         }
@@ -107,6 +120,7 @@ fn config_of(arena: &Arena, port: Port) -> Config {
         mtu: record.mtu.load(Ordering::Relaxed) as usize,
         max_macs: record.max_macs.load(Ordering::Relaxed),
         mirror: record.mirror.load(Ordering::Relaxed),
+        behind: record.behind.load(Ordering::Relaxed) as Port & (PORTS as Port - 1),
     }
 }
 

@@ -69,6 +69,8 @@ fn exchange_of(max_flows: usize) -> Exchange {
         resolvers: Vec::new(),
         hostfwd: Vec::new(),
         guestfwd: Vec::new(),
+        handed: Vec::new(),
+        service: None,
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut exchange = Exchange {

@@ -365,6 +365,7 @@ class Port:
             "max_flows": given.max_flows,
             "resolvers": [str(server) for server in given.dns_servers],
             "hostfwd": hostfwd,
+            "services": [],
             "guestfwd": [(str(one.address), one.port, _target(one)) for one in given.served],
         }
 

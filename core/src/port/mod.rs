@@ -13,7 +13,7 @@ use std::ptr;
 use crate::frame;
 use crate::lane::{FRAME_MOST, HEADROOM, VNET_LEN};
 use crate::offload::{self, VnetHeader};
-use crate::ports::{Cause, Cell, Counter};
+use crate::ports::{Cause, Cell, Counter, Port};
 use crate::switch::Edit;
 
 pub use capture::Capture;
@@ -32,6 +32,8 @@ pub enum Refusal {
     Drop(Cause),
     /// The descriptor is done with: an errno, or 0 at its end.
     Ended(i32),
+    /// It is for this port, a companion of the one it was sent to.
+    HandOver(Port),
 }
 
 /// What is to happen after an engine wrote what it could.

@@ -66,7 +66,7 @@ impl Arena {
     }
 
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
-    #[pyo3(signature = (port, *, worker, switch, up = true, access = 0, trunk = None, native = 0, isolated = false, max_macs = 0, mtu = 0))]
+    #[pyo3(signature = (port, *, worker, switch, up = true, access = 0, trunk = None, native = 0, isolated = false, max_macs = 0, mtu = 0, behind = 0))]
     fn configure_port(
         &self,
         port: usize,
@@ -79,6 +79,7 @@ impl Arena {
         isolated: bool,
         max_macs: u32,
         mtu: u32,
+        behind: usize,
     ) -> PyResult<()> {
         let (access, native) = (vlan_of(access, "access")?, vlan_of(native, "native")?);
         let vlan = match (&trunk, access) {
@@ -89,7 +90,8 @@ impl Arena {
         };
         let trunk = trunk.unwrap_or_default();
         trunk.iter().try_for_each(|&vid| vlan_of(vid, "trunk").map(drop))?;
-        let policy = Policy { worker: worker_of(worker)?, switch: switch_of(switch)?, up, vlan, trunk, isolated, max_macs, mtu };
+        let behind = if behind == 0 { NOBODY } else { port_of(behind)? };
+        let policy = Policy { worker: worker_of(worker)?, switch: switch_of(switch)?, up, vlan, trunk, isolated, max_macs, mtu, behind };
         repair::configure_port(self.inner, port_of(port)?, &policy);
         Ok(())
     }

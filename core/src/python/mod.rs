@@ -4,6 +4,7 @@
 
 mod arena;
 mod process;
+mod service;
 mod shard;
 mod user;
 

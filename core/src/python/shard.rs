@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::{PyInterruptedError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 
 use super::arena::{Arena, port_of};
 use crate::arena::WORKERS;
@@ -83,6 +84,42 @@ impl Shard {
         Ok(self.inner.add_user(port_of(port)?, network)?)
     }
 
+    fn add_service(&mut self, port: usize, given: super::service::Given) -> PyResult<()> {
+        let network = crate::user::Network::new(super::service::config(given)?)?;
+        Ok(self.inner.add_user(port_of(port)?, network)?)
+    }
+
+    fn datagrams<'py>(&mut self, py: Python<'py>, port: usize) -> PyResult<Bound<'py, PyList>> {
+        let Some(network) = self.inner.network(port_of(port)?) else { return Ok(PyList::empty(py)) };
+        let taken = super::service::taken(py, &network.boxes.inbox);
+        network.boxes.inbox.clear();
+        taken
+    }
+
+    fn answer(&mut self, port: usize, datagrams: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let (port, mut sent) = (port_of(port)?, 0);
+        for datagram in datagrams.try_iter()? {
+            let taken = super::service::read(&datagram?, |answer| self.inner.answer(port, answer))?;
+            sent += usize::from(taken.map_err(PyValueError::new_err)?);
+        }
+        Ok(sent)
+    }
+
+    fn seek(&mut self, port: usize, address: &[u8]) -> PyResult<()> {
+        let (port, address) = (port_of(port)?, super::service::unpacked(address)?);
+        self.inner.seek(port, address);
+        Ok(())
+    }
+
+    fn found(&mut self, port: usize, address: &[u8]) -> PyResult<Option<Vec<u8>>> {
+        let (port, address) = (port_of(port)?, super::service::unpacked(address)?);
+        Ok(self.inner.network(port).and_then(|network| network.found(address)).map(Vec::from))
+    }
+
+    fn unresolved(&mut self, port: usize) -> PyResult<u64> {
+        Ok(self.inner.network(port_of(port)?).map_or(0, |network| network.boxes.unresolved))
+    }
+
     fn add_capture(&mut self, fd: RawFd, ports: Vec<(usize, String)>, snaplen: usize) -> PyResult<()> {
         let ports = ports.into_iter().map(|(port, name)| Ok((port_of(port)?, name))).collect::<PyResult<Vec<_>>>()?;
         self.inner.add_capture(Capture::new(fd, &ports, snaplen));
@@ -126,6 +163,7 @@ impl Shard {
 fn row(news: News) -> (&'static str, i64, i64) {
     match news {
         News::Ready(fd) => ("ready", fd.into(), 0),
+        News::Datagrams(port) => ("datagrams", port.into(), 0),
         News::Ended(port, errno) => ("ended", port.into(), errno.into()),
     }
 }

@@ -5,12 +5,14 @@ use std::net::{IpAddr, Ipv6Addr};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::user::config::{GuestForward, HostForward, Loopback, Served, Subnet, Transport};
+use super::arena::port_of;
+use crate::frame::{TCP, UDP};
+use crate::user::config::{GuestForward, Handed, HostForward, Loopback, Served, Subnet, Transport, What};
 use crate::user::socket::Name;
 use crate::user::{Config, Endpoint};
 
 /// Network, prefix, the host's address in it, the address that outgoing sockets are bound to.
-type Net = (String, u32, String, Option<String>);
+pub type Net = (String, u32, String, Option<String>);
 
 #[derive(FromPyObject)]
 pub enum To {
@@ -18,7 +20,7 @@ pub enum To {
     Command(String),
 }
 
-fn address(text: &str) -> PyResult<Ipv6Addr> {
+pub fn address(text: &str) -> PyResult<Ipv6Addr> {
     match text.parse() {
         Ok(IpAddr::V4(ip)) => Ok(ip.to_ipv6_mapped()),
         Ok(IpAddr::V6(ip)) => Ok(ip),
@@ -26,7 +28,7 @@ fn address(text: &str) -> PyResult<Ipv6Addr> {
     }
 }
 
-fn subnet((net, prefix, host, outbound): Net) -> PyResult<Subnet> {
+pub fn subnet((net, prefix, host, outbound): Net) -> PyResult<Subnet> {
     let net = address(&net)?;
     let before = if net.to_ipv4_mapped().is_some() { 96 } else { 0 };
     if before + prefix > 128 {
@@ -57,18 +59,20 @@ pub struct Given {
     resolvers: Vec<String>,
     hostfwd: Vec<(i32, String, String, u16)>,
     guestfwd: Vec<(String, u16, To)>,
+    services: Vec<(String, String, u16, u16, usize)>,
+}
+
+pub fn guestfwd((ip, port, to): (String, u16, To)) -> PyResult<GuestForward> {
+    let to = match to {
+        To::Command(command) => Served::Command(command),
+        To::Socket(bytes) => Served::Socket(Name::new(&bytes).ok_or_else(|| PyValueError::new_err("longer than any address"))?),
+    };
+    Ok(GuestForward { at: Endpoint { ip: address(&ip)?, port }, to })
 }
 
 pub fn config(given: Given) -> PyResult<Config> {
     let hostfwd = |(fd, kind, ip, port): (i32, String, String, u16)| {
         Ok(HostForward { fd, transport: transport(&kind)?, guest: Endpoint { ip: address(&ip)?, port } })
-    };
-    let guestfwd = |(ip, port, to): (String, u16, To)| {
-        let to = match to {
-            To::Command(command) => Served::Command(command),
-            To::Socket(bytes) => Served::Socket(Name::new(&bytes).ok_or_else(|| PyValueError::new_err("longer than any address"))?),
-        };
-        Ok(GuestForward { at: Endpoint { ip: address(&ip)?, port }, to })
     };
     Ok(Config {
         v4: given.ipv4.map(subnet).transpose()?,
@@ -81,5 +85,17 @@ pub fn config(given: Given) -> PyResult<Config> {
         resolvers: given.resolvers.iter().map(|text| address(text)).collect::<PyResult<_>>()?,
         hostfwd: given.hostfwd.into_iter().map(hostfwd).collect::<PyResult<_>>()?,
         guestfwd: given.guestfwd.into_iter().map(guestfwd).collect::<PyResult<_>>()?,
+        handed: given.services.iter().map(handed).collect::<PyResult<_>>()?,
+        service: None,
     })
+}
+
+fn handed((what, at, first, last, to): &(String, String, u16, u16, usize)) -> PyResult<Handed> {
+    let what = match what.as_str() {
+        "tcp" => What::Ports(TCP, *first, *last),
+        "udp" => What::Ports(UDP, *first, *last),
+        "neighbours" => What::Neighbours,
+        _ => return Err(PyValueError::new_err(format!("{what}: neither tcp nor udp nor neighbours"))),
+    };
+    Ok(Handed { what, at: address(at)?, to: port_of(*to)? })
 }

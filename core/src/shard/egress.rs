@@ -36,6 +36,7 @@ impl Shard {
             // Taken first: should this worker die in a write, the frame may be lost, and is never sent twice.
             self.consumer(from).take(&entry.label);
             self.accept(from, &entry);
+            self.hand_over();
         }
         self.release(from);
         true
@@ -81,8 +82,9 @@ impl Shard {
         let label = entry.label;
         let Some(&config) = self.view.ports.get(usize::from(label.to)) else { return };
         let edit = switch::leave(self.arena, label.to, config.vlan, label.vlan);
+        let may_meet = !(config.isolated && from.isolated) || config.behind == label.from;
         match edit {
-            Some(edit) if config.switch == from.switch && !(config.isolated && from.isolated) && config.worker == self.me => {
+            Some(edit) if config.switch == from.switch && may_meet && config.worker == self.me => {
                 self.deliver(label.to, &Piece { frame: entry.frame, len: label.len as usize, edit });
             }
             _ => self.refuse_changed(label.to),
@@ -132,6 +134,12 @@ impl Shard {
             Engine::User(network) => unsafe { network.send(piece, cell) },
         };
         let answers = matches!(carried.engine, Engine::User(_));
+        if let Engine::User(network) = &carried.engine
+            && network.has_datagrams()
+            && !self.mail.contains(&to)
+        {
+            self.mail.push(to);
+        }
         match sent {
             Err(Refusal::Ended(errno)) => {
                 self.end(carried, errno);

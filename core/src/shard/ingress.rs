@@ -12,6 +12,7 @@ use crate::ports::{Cause, Counter, NOBODY, Port, Worker};
 use crate::switch::{self, Config, Edit};
 use crate::sys;
 use crate::table::{Heard, Key};
+use crate::user;
 
 /// New addresses a port may teach in a second.
 const NOVELTIES: u32 = 10_000;
@@ -208,6 +209,7 @@ impl Shard {
             }
             Err(cause) => cell.drop(cause, 1),
         }
+        self.hand_over();
         if self.unpublished_bytes >= PUBLISH_BYTES {
             self.publish();
         }
@@ -262,6 +264,9 @@ impl Shard {
         if switch::is_reserved(domain, frame::destination(head).unwrap_or(0)) {
             return Err(Cause::Reserved);
         }
+        if config.behind != NOBODY && !user::is_ours(source) {
+            return Err(Cause::BadSource);
+        }
         if !domain.hub {
             self.learn(carried, config, source, vlan)?;
         }
@@ -269,7 +274,9 @@ impl Shard {
     }
 
     fn learn(&mut self, carried: &mut Carried, config: &Config, source: u64, vlan: u16) -> Result<(), Cause> {
-        let record = self.arena.port(carried.port);
+        // What a companion sends, it sends in the name of the port that hands over to it.
+        let owner = if config.behind == NOBODY { carried.port } else { config.behind };
+        let record = self.arena.port(owner);
         let table = self.arena.table(config.switch);
         let over = |macs: u32| config.max_macs != 0 && macs >= config.max_macs;
         let novelty = &mut carried.novelty;
@@ -281,7 +288,7 @@ impl Shard {
                 self.arena.port(port).macs.fetch_add(by as u32, std::sync::atomic::Ordering::Relaxed);
             }
         };
-        let heard = table.hear(Key::new(source, vlan & switch::VID), carried.port, self.clock(config.switch), || {
+        let heard = table.hear(Key::new(source, vlan & switch::VID), owner, self.clock(config.switch), || {
             if novelty.left == 0 || over(record.macs.load(std::sync::atomic::Ordering::Relaxed)) {
                 return false;
             }
@@ -292,11 +299,11 @@ impl Shard {
             Heard::Known => {}
             Heard::New { gone } => {
                 count(gone, -1);
-                count(carried.port, 1);
+                count(owner, 1);
             }
             Heard::Moved { before } => {
                 count(before, -1);
-                count(carried.port, 1);
+                count(owner, 1);
             }
             Heard::Full if over(record.macs.load(std::sync::atomic::Ordering::Relaxed)) => return Err(Cause::MacLimit),
             Heard::Full => {}
@@ -478,6 +485,7 @@ impl Shard {
                 Refusal::Drop(cause) => cause,
                 Refusal::Blocked => Cause::TxFull,
                 Refusal::Ended(_) => Cause::TxDown,
+                Refusal::HandOver(companion) => return self.gather(to, companion, piece),
             };
             self.arena.cell(self.me, to).drop(cause, 1);
         }

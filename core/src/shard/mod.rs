@@ -10,6 +10,7 @@
 //! dropped and counted, and the port's other destinations go on.
 
 mod egress;
+mod handover;
 mod ingress;
 
 use std::io;
@@ -20,11 +21,12 @@ use std::time::{Duration, Instant};
 use crate::arena::{Arena, PORTS, WORKERS};
 use crate::lane::{Consumer, Producer};
 use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Stream, Tap};
-use crate::ports::{self, Cause, Port, Worker};
+use crate::ports::{self, Cause, Counter, Port, Worker};
 use crate::switch::View;
 use crate::sys::{self, Epoll, Ready};
 use crate::table::Clock;
-use crate::user::Network;
+use crate::user::{Answer, Network};
+use handover::Handed;
 
 const BURST: usize = 64;
 const HOLD_MOST_NS: u64 = 100_000_000;
@@ -38,6 +40,8 @@ pub enum News {
     Ready(RawFd),
     /// The port's descriptor ended, with an errno or 0; the loop has let go of it.
     Ended(Port, i32),
+    /// Datagrams wait for the service that the port is.
+    Datagrams(Port),
 }
 
 enum Engine {
@@ -106,6 +110,9 @@ pub struct Shard {
     capture: Option<Capture>,
     nap: bool,
     news: Vec<News>,
+    /// Services with datagrams for Python.
+    mail: Vec<Port>,
+    handed: Handed,
 }
 
 impl Shard {
@@ -137,6 +144,8 @@ impl Shard {
             capture: None,
             nap: false,
             news: Vec::new(),
+            mail: Vec::new(),
+            handed: Handed::default(),
             bells,
         })
     }
@@ -165,6 +174,36 @@ impl Shard {
         self.add(port, Engine::User(Box::new(network)), false)?;
         self.list(port);
         Ok(())
+    }
+
+    /// The network that the port is, for a service to take datagrams from it.
+    pub fn network(&mut self, port: Port) -> Option<&mut Network> {
+        match &mut self.ports.get_mut(usize::from(port))?.as_mut()?.engine {
+            Engine::User(network) => Some(network),
+            _ => None,
+        }
+    }
+
+    /// Give the service's port datagrams to send; false where it has no room for this one.
+    pub fn answer(&mut self, port: Port, answer: &Answer) -> Result<bool, &'static str> {
+        let taken = self.network(port).ok_or("no service")?.answer(answer)?;
+        if taken {
+            self.list(port);
+        } else {
+            // It is one that came in and met a full way, like any other.
+            let cell = self.arena.cell(self.me, port);
+            cell.add(Counter::RxTaken, 1);
+            cell.drop(Cause::LaneFull, 1);
+        }
+        Ok(taken)
+    }
+
+    /// Have a service ask who has an address.
+    pub fn seek(&mut self, port: Port, address: std::net::Ipv6Addr) {
+        if let Some(network) = self.network(port) {
+            network.seek(address);
+            self.list(port);
+        }
     }
 
     /// Have the port read in the next turn: it may have something to say to what it was just given.
@@ -280,6 +319,10 @@ impl Shard {
         let mut looked = false;
         loop {
             let busy = self.turn();
+            if !self.mail.is_empty() {
+                self.wait(true, None)?; // what else is ready is told with them
+                self.news.extend(self.mail.drain(..).map(News::Datagrams));
+            }
             if !self.news.is_empty() {
                 return Ok(std::mem::take(&mut self.news));
             }

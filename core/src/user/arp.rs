@@ -32,6 +32,12 @@ pub fn input(core: &mut Core, frame: &[u8]) -> Option<(Ipv6Addr, Mac)> {
     core.config.is_guest(sender).then_some((sender, sender_mac))
 }
 
+/// The address for which an answer is meant, if this is one.
+pub fn answered(frame: &[u8]) -> Option<Ipv6Addr> {
+    let arp = frame.get(HEADER..LEN)?;
+    if be16(arp, 6)? == REPLY { wire::address_v4(arp, 24) } else { None }
+}
+
 /// Ask who has a guest's address.
 pub fn ask(core: &mut Core, guest: Ipv6Addr) {
     let Some(net) = core.config.v4 else { return };

@@ -8,8 +8,11 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::flows::Endpoint;
+use super::service::Service;
 use super::socket::Name;
-use super::wire::{Mac, v4};
+use super::wire::{Mac, Packet, v4};
+use crate::frame::be16;
+use crate::ports::Port;
 
 /// One family's network. Addresses of IPv4 are ::ffff:a.b.c.d, and prefixes count from the front of those 128 bits.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +71,23 @@ pub enum Served {
     Command(String),
 }
 
+/// What a service that stands behind the network is to have: its frames are handed over to its port.
+#[derive(Debug, Clone)]
+pub struct Handed {
+    pub what: What,
+    /// An address of the network, which it then owns, or that of a group.
+    pub at: Ipv6Addr,
+    pub to: Port,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// Packets of this protocol, TCP or UDP, for the first to the last of these ports.
+    Ports(u8, u16, u16),
+    /// Answers to its own questions who has an address.
+    Neighbours,
+}
+
 #[derive(Debug, Clone)]
 pub struct Config {
     pub v4: Option<Subnet>,
@@ -83,6 +103,9 @@ pub struct Config {
     pub resolvers: Vec<Ipv6Addr>,
     pub hostfwd: Vec<HostForward>,
     pub guestfwd: Vec<GuestForward>,
+    pub handed: Vec<Handed>,
+    /// The network is that of a service, and of nothing else.
+    pub service: Option<Service>,
 }
 
 /// What a guest's packet is to reach.
@@ -114,14 +137,57 @@ impl Config {
         self.v6.is_some() && address == self.router()
     }
 
-    /// fe80::2, as QEMU's.
+    /// Our address on the link: fe80::2, as QEMU's, unless we are a service.
     pub fn router(&self) -> Ipv6Addr {
-        Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2)
+        self.service.as_ref().map_or(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2), |service| service.link_local)
     }
 
     /// Is the address one that the network answers for?
     pub fn owns(&self, address: Ipv6Addr) -> bool {
-        self.is_host(address) || self.guestfwd.iter().any(|forward| forward.at.ip == address)
+        self.is_host(address)
+            || self.guestfwd.iter().any(|forward| forward.at.ip == address)
+            || self.handed.iter().any(|handed| handed.at == address && !is_group(address))
+    }
+
+    /// Everybody on the guests' network.
+    pub fn is_broadcast(&self, address: Ipv6Addr) -> bool {
+        let all = |net: Subnet| net.prefix < 128 && u128::from(address) == u128::from(net.net) | (u128::MAX >> net.prefix);
+        v4(address) == Some(Ipv4Addr::BROADCAST) || (v4(address).is_some() && self.v4.is_some_and(all))
+    }
+
+    /// Is what is sent to this group, or to everybody, for a service of ours?
+    pub fn hears(&self, group: Ipv6Addr) -> bool {
+        match &self.service {
+            Some(service) => (service.broadcast && self.is_broadcast(group)) || service.groups.contains(&group),
+            None => is_group(group) && self.handed.iter().any(|handed| handed.at == group),
+        }
+    }
+
+    /// May a packet from this address be for us? DHCP's clients have none yet.
+    pub fn may_speak(&self, source: Ipv6Addr, is_group: bool) -> bool {
+        self.is_guest(source)
+            || (is_group && v4(source) == Some(Ipv4Addr::UNSPECIFIED))
+            || (self.service.is_some() && !self.owns(source) && !is_senseless(source, true))
+    }
+
+    /// The port of the service that a packet is for; `head` is the beginning of its frame.
+    pub fn handed_to(&self, head: &[u8], packet: &Packet) -> Option<Port> {
+        if self.handed.is_empty() || packet.fragment.is_some() {
+            return None;
+        }
+        let port = be16(head, packet.transport + 2)?;
+        let is_for = |handed: &&Handed| match handed.what {
+            What::Ports(protocol, first, last) => {
+                handed.at == packet.destination && protocol == packet.protocol && (first..=last).contains(&port)
+            }
+            What::Neighbours => false,
+        };
+        self.handed.iter().find(is_for).map(|handed| handed.to)
+    }
+
+    /// The port of the service that asked for a neighbour from this address of ours.
+    pub fn asked_by(&self, asker: Ipv6Addr) -> Option<Port> {
+        self.handed.iter().find(|handed| handed.what == What::Neighbours && handed.at == asker).map(|handed| handed.to)
     }
 
     /// May a guest have this address?
@@ -151,9 +217,10 @@ impl Config {
         match mac {
             [0x52, 0x55, a, b, c, d] => self.owns(Ipv4Addr::new(a, b, c, d).to_ipv6_mapped()),
             [0x52, 0x56, 0, 0, 0, last] => {
-                last == 2
-                    || self.v6.is_some_and(|net| net.host.octets()[15] == last)
-                    || self.guestfwd.iter().any(|forward| v4(forward.at.ip).is_none() && forward.at.ip.octets()[15] == last)
+                let forwards = self.guestfwd.iter().map(|forward| forward.at.ip);
+                let mut ours = forwards.chain(self.handed.iter().map(|handed| handed.at).filter(|at| !is_group(*at)));
+                self.v6.is_some_and(|net| self.router().octets()[15] == last || net.host.octets()[15] == last)
+                    || ours.any(|ip| v4(ip).is_none() && ip.octets()[15] == last)
             }
             _ => false,
         }
@@ -197,6 +264,16 @@ impl Config {
     pub fn mtu_or_default(&self) -> usize {
         if self.mtu == 0 { 1500 } else { self.mtu.into() }
     }
+}
+
+/// Is it the address of several machines?
+pub fn is_group(address: Ipv6Addr) -> bool {
+    v4(address).map_or(address.is_multicast(), |ip| ip.is_multicast() || ip.is_broadcast())
+}
+
+/// Is it a hardware address of a network or a service?
+pub fn is_ours(mac: u64) -> bool {
+    matches!(mac >> 32, 0x5255 | 0x5256)
 }
 
 /// No address of one machine that could be reached from here; link-local ones are where `on_link`.

@@ -7,7 +7,7 @@
 use std::net::Ipv6Addr;
 
 use super::Core;
-use super::wire::{self, Fragment, Packet, Way, put16, put32};
+use super::wire::{self, Fragment, Packet, Way};
 use crate::frame::HEADER;
 
 const DATAGRAMS: usize = 64;
@@ -128,20 +128,7 @@ pub fn say(core: &mut Core, way: &Way, protocol: u8, ttl: u8, payload: &[u8]) {
         let more = offset + piece.len() < payload.len();
         core.reply_sized(HEADER + header + extra + piece.len(), |room| {
             let frame = room.frame();
-            let at = if is_v4 {
-                let at = wire::headers(frame, way, protocol, ttl, piece.len());
-                let ip = &mut frame[HEADER..];
-                put16(ip, 4, id as u16);
-                put16(ip, 6, (offset / 8) as u16 | if more { 0x2000 } else { 0 });
-                wire::finish_v4(ip);
-                at
-            } else {
-                let at = wire::headers(frame, way, 44, ttl, 8 + piece.len());
-                (frame[at], frame[at + 1]) = (protocol, 0); // RFC 8200, 4.5
-                put16(frame, at + 2, offset as u16 | u16::from(more));
-                put32(frame, at + 4, id);
-                at + 8
-            };
+            let at = wire::fragment_headers(frame, way, protocol, ttl, piece.len(), offset, more, id);
             frame[at..at + piece.len()].copy_from_slice(piece);
             at + piece.len()
         });

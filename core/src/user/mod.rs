@@ -11,6 +11,9 @@
 //!   receive <- outbox <- due flows (tcp_out, udp, ping) <- epoll, wheel
 //! ```
 //!
+//! The frames of services that stand behind the network are not taken: `send` says whose they are (`Refusal::HandOver`). A
+//! service has such a network too, of its own addresses only (service.rs).
+//!
 //! Caps: `max_flows` TCP flows and as many of UDP; one guest has three quarters of them at most, so that the others always
 //! have some. Beyond, the newest is refused. What answers a guest's mistakes is rationed (limits.rs).
 
@@ -28,6 +31,7 @@ mod neighbours;
 mod opening;
 mod ping;
 mod segment;
+pub mod service;
 pub mod socket;
 mod tcp;
 mod tcp_clock;
@@ -45,17 +49,18 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use crate::frame;
 use crate::lane::{FRAME_MOST, VNET_LEN};
-use crate::offload::{DATA_VALID, GSO_NONE, GSO_UDP_L4, NEEDS_CSUM, VnetHeader};
+use crate::offload::{DATA_VALID, GSO_NONE, NEEDS_CSUM, VnetHeader};
 use crate::port::{Piece, Refusal};
-use crate::ports::{Cause, Cell, Counter};
+use crate::ports::{Cause, Cell, Counter, Port};
 use crate::switch::Edit;
 use crate::sys::Ready;
 
-pub use config::Config;
+pub use config::{Config, is_ours};
 use core::Core;
 pub use flows::Endpoint;
 use flows::{Ends, Id, Table};
 use fragments::Reassembly;
+pub use service::Answer;
 use tcp::{State, Tcp};
 use wire::{Mac, Packet, Room};
 
@@ -67,6 +72,8 @@ mod kind {
     pub const PING: u8 = 4;
     pub const LISTENER: u8 = 5;
     pub const ADVERTISE: u8 = 6;
+    pub const ANSWERS: u8 = 7;
+    pub const WAITING: u8 = 8;
 }
 
 /// Edge-triggered: a flow whose guest has no window must not keep the loop awake.
@@ -87,6 +94,18 @@ pub struct Network {
     children: Vec<std::process::Child>,
     advertise: timer::Alarm,
     rung: Vec<u64>,
+    pub boxes: service::Boxes,
+    /// What is handed over was put together from fragments.
+    whole: Option<Vec<u8>>,
+}
+
+/// What became of a frame of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Taken,
+    HandOver(Port),
+    /// The service has not yet taken what came before.
+    Full,
 }
 
 /// A frame of a guest: its headers in a copy, its bytes where they lie.
@@ -131,7 +150,14 @@ impl Network {
         core.epoll.add(core.timer.fd(), libc::EPOLLIN as u32, u64::from(kind::TIMER) << 56)?;
         let most = core.config.max_flows;
         let forwards = core.config.hostfwd.clone();
-        arp::announce(&mut core);
+        match core.config.service.as_ref().map(|service| service.announce) {
+            None => arp::announce(&mut core),
+            Some(true) => {
+                arp::announce(&mut core);
+                ndp::announce(&mut core);
+            }
+            Some(false) => {}
+        }
         let mut network = Network {
             core,
             tcp: Table::new(most),
@@ -143,11 +169,13 @@ impl Network {
             children: Vec::new(),
             advertise: timer::Alarm::default(),
             rung: Vec::new(),
+            boxes: service::Boxes::default(),
+            whole: None,
         };
         for forward in forwards {
             network.listen(forward)?;
         }
-        if network.core.config.v6.is_some() {
+        if network.core.config.v6.is_some() && network.core.config.service.is_none() {
             network.advertise_router();
         }
         network.core.set_timer();
@@ -182,106 +210,139 @@ impl Network {
         head[..top_len].copy_from_slice(&top[..top_len]);
         // SAFETY: `rest + copied - top_len` is at most the frame's length.
         unsafe { std::ptr::copy_nonoverlapping(piece.frame.add(rest), head[top_len..].as_mut_ptr(), copied - top_len) };
-        cell.add(Counter::TxFrames, 1);
-        cell.add(Counter::TxBytes, len as u64);
         let vnet = piece.vnet_out();
-        if vnet.gso_type != GSO_NONE {
-            cell.add(Counter::TxSuper, 1);
-        }
         self.core.look_at_clock();
         // Past the two addresses, which are read from the copy only, the frame lies `skip` bytes further on.
         let at = piece.frame.wrapping_add(skip);
-        let Some(mac) = wire::mac(&head, 6) else { return Ok(()) };
+        let mac = wire::mac(&head, 6).unwrap_or_default();
         // SAFETY: as the caller promises.
-        unsafe { self.take(&Arrival { head: &head[..copied], at, len, vnet, mac }) };
+        match unsafe { self.take(&Arrival { head: &head[..copied], at, len, vnet, mac }) } {
+            Fate::Taken => {}
+            Fate::HandOver(port) => return Err(Refusal::HandOver(port)),
+            Fate::Full => return Err(Refusal::Blocked),
+        }
+        cell.add(Counter::TxFrames, 1);
+        cell.add(Counter::TxBytes, len as u64);
+        if vnet.gso_type != GSO_NONE {
+            cell.add(Counter::TxSuper, 1);
+        }
         Ok(())
+    }
+
+    /// The frame to hand over, where it is not the one that came.
+    pub fn take_whole(&mut self) -> Option<Vec<u8>> {
+        self.whole.take()
     }
 
     /// # Safety
     /// The frame is readable.
-    unsafe fn take(&mut self, arrival: &Arrival) {
-        let Some(to) = wire::mac(arrival.head, 0) else { return };
+    unsafe fn take(&mut self, arrival: &Arrival) -> Fate {
+        let Some(to) = wire::mac(arrival.head, 0) else { return Fate::Taken };
         if !self.core.config.takes(to) {
-            return;
+            return Fate::Taken;
         }
         match frame::be16(arrival.head, 12) {
             Some(arp::ETHERTYPE) => {
                 let introduced = arp::input(&mut self.core, arrival.head);
                 self.meet(introduced);
+                let asker = arp::answered(arrival.head).and_then(|asker| self.core.config.asked_by(asker));
+                asker.map_or(Fate::Taken, Fate::HandOver)
             }
             Some(frame::IPV4 | frame::IPV6) => {
-                let Some(packet) = wire::packet(arrival.head, arrival.len) else { return };
+                let Some(packet) = wire::packet(arrival.head, arrival.len) else { return Fate::Taken };
                 // SAFETY: as the caller promises.
-                unsafe { self.take_packet(arrival, &packet, to[0] & 1 == 1) };
+                unsafe { self.take_packet(arrival, &packet, to[0] & 1 == 1) }
             }
-            _ => {}
+            _ => Fate::Taken,
         }
     }
 
     /// # Safety
     /// The frame is readable.
-    unsafe fn take_packet(&mut self, arrival: &Arrival, packet: &Packet, is_group: bool) {
+    unsafe fn take_packet(&mut self, arrival: &Arrival, packet: &Packet, is_group: bool) -> Fate {
         if packet.protocol == wire::ICMPV6 && !packet.is_v4() && packet.fragment.is_none() {
             // SAFETY: as the caller promises. Neighbour discovery comes before the source has an address.
             return unsafe { self.take_icmp(arrival, packet) };
         }
-        if is_group || !self.core.config.is_guest(packet.source) {
-            return;
+        let config = &self.core.config;
+        let is_for_us =
+            if is_group { config.hears(packet.destination) } else { config.service.is_none() || config.owns(packet.destination) };
+        if !is_for_us || !config.may_speak(packet.source, is_group) {
+            return Fate::Taken;
         }
-        self.meet(Some((packet.source, arrival.mac)));
+        if config.is_guest(packet.source) {
+            self.meet(Some((packet.source, arrival.mac)));
+        }
         if let Some(fragment) = packet.fragment {
             // SAFETY: as the caller promises.
             let frame = unsafe { arrival.copy(0, packet.end) };
-            let Some(mut whole) = self.reassembly.add(packet, fragment, &frame, self.core.now_ms) else { return };
+            let Some(mut whole) = self.reassembly.add(packet, fragment, &frame, self.core.now_ms) else { return Fate::Taken };
             whole[..12].copy_from_slice(&arrival.head[..12]);
-            let Some(packet) = wire::packet(&whole, whole.len()) else { return };
+            let Some(packet) = wire::packet(&whole, whole.len()) else { return Fate::Taken };
             let head = &whole[..whole.len().min(wire::HEAD)];
             let arrival = Arrival { head, at: whole.as_ptr(), len: whole.len(), vnet: VnetHeader::default(), mac: arrival.mac };
             // SAFETY: `whole` lives through the call.
-            return unsafe { self.take_transport(&arrival, &packet) };
+            let fate = unsafe { self.take_transport(&arrival, &packet, is_group) };
+            if matches!(fate, Fate::HandOver(_)) {
+                self.whole = Some(whole);
+            }
+            return fate;
         }
         // SAFETY: as the caller promises.
-        unsafe { self.take_transport(arrival, packet) };
+        unsafe { self.take_transport(arrival, packet, is_group) }
     }
 
     /// # Safety
     /// The frame is readable.
-    unsafe fn take_transport(&mut self, arrival: &Arrival, packet: &Packet) {
+    unsafe fn take_transport(&mut self, arrival: &Arrival, packet: &Packet, is_group: bool) -> Fate {
+        if let Some(port) = self.core.config.handed_to(arrival.head, packet) {
+            return Fate::HandOver(port);
+        }
+        let is_service = self.core.config.service.is_some();
         // SAFETY: as the caller promises.
         unsafe {
             match packet.protocol {
+                wire::UDP if is_service => return self.take_datagram(arrival, packet, is_group),
+                _ if is_group => {}
                 wire::TCP => self.take_tcp(arrival, packet),
                 wire::UDP => self.take_udp(arrival, packet),
-                wire::ICMP if packet.is_v4() => self.take_icmp(arrival, packet),
-                wire::ICMPV6 if !packet.is_v4() => self.take_icmp(arrival, packet),
+                wire::ICMP if packet.is_v4() => return self.take_icmp(arrival, packet),
+                wire::ICMPV6 if !packet.is_v4() => return self.take_icmp(arrival, packet),
                 _ => {}
             }
         }
+        Fate::Taken
     }
 
     /// # Safety
     /// The frame is readable.
-    unsafe fn take_icmp(&mut self, arrival: &Arrival, packet: &Packet) {
+    unsafe fn take_icmp(&mut self, arrival: &Arrival, packet: &Packet) -> Fate {
         let is_v4 = packet.is_v4();
         // SAFETY: as the caller promises.
         let message = unsafe { arrival.copy(packet.transport, packet.end) };
         let sum = if is_v4 { crate::offload::Sum::default() } else { packet.pseudo() };
         if message.len() < 8 || sum.bytes(&message).checksum() != 0 {
-            return;
+            return Fate::Taken;
         }
         if !is_v4 && (ndp::ROUTER_SOLICITATION..=ndp::ADVERTISEMENT).contains(&message[0]) {
             let introduced = ndp::input(&mut self.core, packet, arrival.mac, &message);
-            return self.meet(introduced);
+            self.meet(introduced);
+            let is_answer = message[0] == ndp::ADVERTISEMENT;
+            let asker = is_answer.then(|| self.core.config.asked_by(packet.destination)).flatten();
+            return asker.map_or(Fate::Taken, Fate::HandOver);
         }
-        if message[0] != if is_v4 { icmp::ECHO } else { icmp::ECHO_V6 } || !self.core.config.is_guest(packet.source) {
-            return;
+        if message[0] != if is_v4 { icmp::ECHO } else { icmp::ECHO_V6 } || !self.core.config.may_speak(packet.source, false) {
+            return Fate::Taken;
         }
-        self.meet(Some((packet.source, arrival.mac)));
+        if self.core.config.is_guest(packet.source) {
+            self.meet(Some((packet.source, arrival.mac)));
+        }
         if self.core.config.owns(packet.destination) {
             icmp::echo(&mut self.core, packet, arrival.mac, &message);
-        } else {
+        } else if self.core.config.service.is_none() {
             self.take_ping(arrival, packet, &message);
         }
+        Fate::Taken
     }
 
     /// # Safety
@@ -340,6 +401,7 @@ impl Network {
         let Some((ip, mac)) = introduced else { return };
         if self.core.neighbours.hear(ip, mac, self.core.now_ms) {
             self.call_again(ip);
+            self.answer_again(ip, mac);
         }
     }
 
@@ -383,6 +445,7 @@ impl Network {
             }
             kind::UDP => self.say_udp(id, room),
             kind::PING => self.say_ping(id, room),
+            kind::ANSWERS => self.say_answer(room),
             _ => None,
         }
     }
@@ -435,6 +498,7 @@ impl Network {
             }
             kind::UDP => self.udp_rang(id, token),
             kind::PING => self.ping_rang(id, token),
+            kind::WAITING => self.ask_again(token),
             kind::ADVERTISE if self.advertise.rings(&mut self.core.wheel, token, now_ms) => self.advertise_router(),
             _ => {}
         }
@@ -444,10 +508,5 @@ impl Network {
         ndp::advertise_router(&mut self.core, None);
         let at = self.core.now_ms + ADVERTISE_MS;
         self.advertise.set(&mut self.core.wheel, u64::from(kind::ADVERTISE) << 56, at);
-    }
-
-    /// A frame is to be sent as datagrams of this size; 0: as it is.
-    fn udp_cut(vnet: &VnetHeader) -> u16 {
-        if vnet.gso_type == GSO_UDP_L4 { vnet.gso_size } else { 0 }
     }
 }

@@ -27,7 +27,7 @@ pub fn input(core: &mut Core, packet: &Packet, mac: Mac, message: &[u8]) -> Opti
     }
     let is_known = |core: &Core| core.config.is_guest(packet.source);
     match message[0] {
-        ROUTER_SOLICITATION if message.len() >= 8 => {
+        ROUTER_SOLICITATION if message.len() >= 8 && core.config.service.is_none() => {
             let to = if packet.source.is_unspecified() { None } else { Some((packet.source, mac)) };
             advertise_router(core, to);
             is_known(core).then_some((packet.source, mac))
@@ -48,7 +48,7 @@ pub fn input(core: &mut Core, packet: &Packet, mac: Mac, message: &[u8]) -> Opti
     }
 }
 
-fn group_mac(group: Ipv6Addr) -> Mac {
+pub fn group_mac(group: Ipv6Addr) -> Mac {
     let [.., a, b, c, d] = group.octets();
     [0x33, 0x33, a, b, c, d] // RFC 2464, 7
 }
@@ -56,8 +56,8 @@ fn group_mac(group: Ipv6Addr) -> Mac {
 fn advertise(core: &mut Core, target: Ipv6Addr, asker: Ipv6Addr, mac: Mac) {
     let mut message = [0u8; 32];
     message[0] = ADVERTISEMENT;
-    // A router; solicited unless it answers a search for duplicates; this is the address to use.
-    message[4] = if asker.is_unspecified() { 0xa0 } else { 0xe0 };
+    // A router, if we are no service; solicited unless it answers a search for duplicates; this is the address to use.
+    message[4] = if asker.is_unspecified() { 0x20 } else { 0x60 } | if core.config.service.is_none() { 0x80 } else { 0 };
     message[8..24].copy_from_slice(&target.octets());
     let own = core.config.mac(target);
     (message[24], message[25]) = (2, 1);
@@ -81,6 +81,13 @@ pub fn ask(core: &mut Core, guest: Ipv6Addr) {
     message[26..32].copy_from_slice(&own);
     let way = Way { from_mac: own, to_mac: group_mac(group), source, destination: group };
     icmp::say(core, &way, ICMPV6, HOPS, &mut message);
+}
+
+/// Tell everybody where an address of ours is (RFC 4861, 7.2.6).
+pub fn announce(core: &mut Core) {
+    if let Some(net) = core.config.v6 {
+        advertise(core, net.host, Ipv6Addr::UNSPECIFIED, [0; 6]);
+    }
 }
 
 /// Say that we are the router, to one guest or to all.

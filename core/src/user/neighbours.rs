@@ -17,6 +17,10 @@ impl Neighbours {
         self.known.get(&ip).map(|(mac, _)| *mac)
     }
 
+    pub fn forget(&mut self, ip: Ipv6Addr) {
+        self.known.remove(&ip);
+    }
+
     /// True where this is news.
     pub fn hear(&mut self, ip: Ipv6Addr, mac: Mac, now_ms: u64) -> bool {
         if let Some(known) = self.known.get_mut(&ip) {

@@ -19,5 +19,7 @@ pub fn config() -> Config {
         resolvers: Vec::new(),
         hostfwd: Vec::new(),
         guestfwd: Vec::new(),
+        handed: Vec::new(),
+        service: None,
     }
 }

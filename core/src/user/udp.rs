@@ -23,8 +23,8 @@ use super::{Arrival, Network, fragments, kind};
 use crate::frame::be16;
 use crate::offload::{GSO_UDP_L4, NEEDS_CSUM, VnetHeader};
 
-const HEADER: usize = 8;
-const CHECKSUM: usize = 6;
+pub const HEADER: usize = 8;
+pub const CHECKSUM: usize = 6;
 const TTL: u8 = 64;
 const ANSWERED_MS: u64 = 180_000;
 const UNANSWERED_MS: u64 = 30_000;
@@ -43,22 +43,41 @@ pub struct Udp {
     alarm: Alarm,
 }
 
+/// The header of a datagram as a guest sent it (RFC 768).
+pub struct Datagram {
+    pub from: u16,
+    pub to: u16,
+    /// Of the header and the payload.
+    pub len: usize,
+    /// It is to be sent as datagrams with so much payload each; 0: as it is.
+    pub cut: u16,
+}
+
+impl Datagram {
+    /// Read it, where it is whole and its checksum is right.
+    ///
+    /// # Safety
+    /// The frame is readable, and `packet` was read from it.
+    pub unsafe fn read(arrival: &Arrival, packet: &Packet) -> Option<Datagram> {
+        let udp = arrival.head.get(packet.transport..packet.transport + HEADER)?;
+        let (from, to, len) = (be16(udp, 0)?, be16(udp, 2)?, be16(udp, 4)?);
+        let cut = if arrival.vnet.gso_type == GSO_UDP_L4 { arrival.vnet.gso_size } else { 0 };
+        let len = if cut == 0 { usize::from(len) } else { packet.payload_len() };
+        if from == 0 || len < HEADER || len > packet.payload_len() {
+            return None;
+        }
+        let unsummed = udp[6..8] == [0, 0] && packet.is_v4();
+        // SAFETY: as the caller promises.
+        (unsummed || unsafe { arrival.is_sound(packet) }).then_some(Datagram { from, to, len, cut })
+    }
+}
+
 impl Network {
     /// # Safety
     /// The frame is readable.
     pub(super) unsafe fn take_udp(&mut self, arrival: &Arrival, packet: &Packet) {
-        let Some(udp) = arrival.head.get(packet.transport..packet.transport + HEADER) else { return };
-        let (Some(from), Some(to), Some(len)) = (be16(udp, 0), be16(udp, 2), be16(udp, 4)) else { return };
-        let cut = Network::udp_cut(&arrival.vnet);
-        let len = if cut == 0 { usize::from(len) } else { packet.payload_len() };
-        if from == 0 || len < HEADER || len > packet.payload_len() {
-            return;
-        }
-        let unsummed = udp[6..8] == [0, 0] && packet.is_v4();
         // SAFETY: as the caller promises.
-        if !unsummed && !unsafe { arrival.is_sound(packet) } {
-            return;
-        }
+        let Some(Datagram { from, to, len, cut }) = (unsafe { Datagram::read(arrival, packet) }) else { return };
         let guest = Endpoint { ip: packet.source, port: from };
         let far = Endpoint { ip: packet.destination, port: to };
         let told = match self.core.config.target(far, false) {

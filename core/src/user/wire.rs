@@ -246,6 +246,24 @@ pub fn headers(frame: &mut [u8], way: &Way, protocol: u8, ttl: u8, len: usize) -
     }
 }
 
+/// As [`headers`], for a fragment of `len` bytes at an offset, which begins where this says.
+#[allow(clippy::too_many_arguments)] // the fields of one header
+pub fn fragment_headers(frame: &mut [u8], way: &Way, protocol: u8, ttl: u8, len: usize, offset: usize, more: bool, id: u32) -> usize {
+    if v4(way.destination).is_some() {
+        let at = headers(frame, way, protocol, ttl, len);
+        let ip = &mut frame[HEADER..];
+        put16(ip, 4, id as u16);
+        put16(ip, 6, (offset / 8) as u16 | if more { 0x2000 } else { 0 });
+        finish_v4(ip);
+        return at;
+    }
+    let at = headers(frame, way, 44, ttl, 8 + len);
+    (frame[at], frame[at + 1]) = (protocol, 0); // RFC 8200, 4.5
+    put16(frame, at + 2, offset as u16 | u16::from(more));
+    put32(frame, at + 4, id);
+    at + 8
+}
+
 /// Put the checksum into an IPv4 header without options.
 pub fn finish_v4(ip: &mut [u8]) {
     put16(ip, 10, 0);
