@@ -8,10 +8,27 @@ import functools
 import importlib
 import importlib.util
 import pkgutil
+from collections.abc import Mapping
 from types import ModuleType
+from typing import NamedTuple
 
 PACKAGES = ("shardnet.workers", "shardnet.services")
 OWN = {"lab": "shardnet.lab", "switch": "shardnet.switch"}  # sections that are no ports
+
+
+class Companion(NamedTuple):
+    """A service that stands behind a port, NAME.SUFFIX, and what of the port's frames is for it.
+
+    A module that has any says so by `companions(options)`. `given` are the keys of its section as texts; those of the
+    switch are the port's. `takes`: ("tcp" | "udp", address or group, first port, last port), or ("neighbours", address,
+    0, 0): answers to its own questions who has an address. Keys that only companions read are in the module's
+    PASSED_ON; changing them leaves the port alone.
+    """
+
+    suffix: str
+    kind: str
+    given: Mapping[str, str]
+    takes: tuple[tuple[str, str, int, int], ...]
 
 
 def names() -> list[str]:
@@ -22,6 +39,11 @@ def names() -> list[str]:
         places = spec.submodule_search_locations if spec else None
         found |= {module.name.replace("_", "-") for module in pkgutil.iter_modules(places or ())}
     return sorted(name for name in found if not name.startswith("-"))
+
+
+def is_service(kind: str) -> bool:
+    """Does it answer requests, rather than carry frames?"""
+    return module(kind).__name__.startswith(PACKAGES[1])
 
 
 @functools.cache

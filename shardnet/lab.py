@@ -157,6 +157,34 @@ def section(kind: str, name: str, given: Mapping[str, str], line: int = 0) -> Se
     return Section(kind, name, given, options.read(module, given), line)
 
 
+def companions(of: Section) -> dict[str, Section]:
+    """The sections of the services that stand behind a port, by suffix; raises options.Wrong as `section` does."""
+    made = getattr(kinds.module(of.kind), "companions", None)
+    if made is None:
+        return {}
+    shared = {key: text for key, text in of.given.items() if key in options.ARENA_KEYS and key != "max_macs"}
+    found = {}
+    for one in made(of.options):
+        name = f"{of.name}.{one.suffix}"
+        if unnamed(name):
+            most = options.NAME_MAX - len(one.suffix) - 1
+            raise options.Wrong([options.Mistake("", f"a name too long for its services ({most} characters at most)")])
+        found[one.suffix] = section(one.kind, name, {**shared, **one.given}, of.line)
+    return found
+
+
+def only_arena(before: Section, after: Section) -> bool:
+    """True where two sections of a port differ only in what is changed in the arena while the port carries on."""
+    return options.ARENA_KEYS.issuperset(_changed(before, after))
+
+
+def carries_on(before: Section, after: Section) -> bool:
+    """As `only_arena`, but its companions may differ too, each by itself."""
+    passed_on: frozenset[str] = getattr(kinds.module(after.kind), "PASSED_ON", frozenset())
+    same = companions(before).keys() == companions(after).keys()
+    return same and (options.ARENA_KEYS | passed_on).issuperset(_changed(before, after))
+
+
 def unknown(kind: str) -> str:
     """Say that there is no such kind, with the nearest there is."""
     return "unknown kind" + options.meant(kind, [*kinds.names(), *kinds.OWN])
@@ -210,7 +238,7 @@ def plan(old: Lab, new: Lab) -> list[Step]:
         if former is None or former.kind != port.kind:
             steps.append(Step("add", port, f"was {former}" if former else "new in the lab"))
         elif keys := _changed(former, port):
-            action: Action = "change" if options.ARENA_KEYS.issuperset(keys) else "restart"
+            action: Action = "change" if carries_on(former, port) else "restart"
             steps.append(Step(action, port, _news(former, port, keys)))
     return steps
 
@@ -276,13 +304,20 @@ def _said(mistake: options.Mistake) -> str:
 def _together(switches: Mapping[str, Section], ports: Sequence[Section], where: str) -> Iterator[Mistake]:
     """Find what is wrong with sections that are each right alone."""
     names: dict[str, Section] = {}
+    every: list[Section] = []
     for port in ports:
+        every.append(port)
+        try:
+            every += companions(port).values() if port.options else ()
+        except options.Wrong as wrong:
+            yield from (_mistake(where, port.line, f"{port} {mistake}") for mistake in wrong.mistakes)
+    for port in every:
         first = names.setdefault(port.name, port)
         if first is not port and port.name:
             line = f" on line {first.line}" if first.line else ""
             yield _mistake(where, port.line, f"{port} has the name of {first}{line}")
-    if len(ports) > PORTS_MAX:
-        port = ports[PORTS_MAX]
+    if len(every) > PORTS_MAX:
+        port = every[PORTS_MAX]
         yield _mistake(where, port.line, f"{port} one port too many (a lab has at most {PORTS_MAX})")
     if len(switches) > SWITCHES_MAX:
         one = list(switches.values())[SWITCHES_MAX]

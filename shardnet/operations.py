@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import shardnet
-from shardnet import captures, clients, control, lab, netdev, options, plugged, ports, pulse
+from shardnet import captures, clients, control, kinds, lab, netdev, options, plugged, ports, pulse
 
 if TYPE_CHECKING:
     from shardnet import supervisor
@@ -73,23 +73,23 @@ def port_add(run: "supervisor.Supervisor", request: clients.Request) -> None:
 
 
 def port_remove(run: "supervisor.Supervisor", request: clients.Request) -> None:
-    port = _port(run, request.take("name", str))
+    port = _whole(run, request.take("name", str))
     if port.state == "removing":
         raise control.Error(f"{port.name}: is being removed already", 75)
-    run.crew.remove(port, request.answer)
+    run.remove(port, request.answer)
 
 
 def port_set(run: "supervisor.Supervisor", request: clients.Request) -> None:
-    port = _port(run, request.take("name", str))
+    port = _whole(run, request.take("name", str))
     _set(run, request, port, request.texts("set"))
 
 
 def port_up(run: "supervisor.Supervisor", request: clients.Request) -> None:
-    _set(run, request, _port(run, request.take("name", str)), {"up": "on"})
+    _set(run, request, _whole(run, request.take("name", str)), {"up": "on"})
 
 
 def port_down(run: "supervisor.Supervisor", request: clients.Request) -> None:
-    _set(run, request, _port(run, request.take("name", str)), {"up": "off"})
+    _set(run, request, _whole(run, request.take("name", str)), {"up": "off"})
 
 
 def port_reset(run: "supervisor.Supervisor", request: clients.Request) -> None:
@@ -212,11 +212,11 @@ def _add(
     lab.extended(run.now(), sections)
     new = []
     for section in sections:
-        port = run.ports.new(section, is_plugged)
-        new.append(port)
+        made = run.ports.make(section, is_plugged)
+        new += made
         if is_plugged:
             for number, fd in enumerate(request.fds):
-                run.crew.store.deposit(port.id, f"fd{number}", fd)
+                run.crew.store.deposit(made[0].id, f"fd{number}", fd)
             request.fds = []
 
     def settled(errors: dict[ports.Port, str]) -> None:
@@ -251,8 +251,9 @@ def _set(run: "supervisor.Supervisor", request: clients.Request, port: ports.Por
     if after.options == before.options:
         request.answer()
         return
-    lab.extended(dataclasses.replace(run.now(), ports=tuple(p.section for p in run.ports if p is not port)), [after])
-    if port.plugged and not ports.only_arena(before, after):
+    others = [other.section for other in run.ports if other is not port and other.behind is None]
+    lab.extended(dataclasses.replace(run.now(), ports=tuple(others)), [after])
+    if port.plugged and not lab.only_arena(before, after):
         raise control.Error(
             f"{port.name}: it is made of a client's descriptors, only its switch rules can be changed", 1
         )
@@ -265,12 +266,8 @@ def _set(run: "supervisor.Supervisor", request: clients.Request, port: ports.Por
         if port.state != "removing":
             run.change(port, before)
 
-    if ports.only_arena(before, after):
-        run.change(port, after)
-        request.answer()
-    else:
-        port.waiters.append(tried)
-        run.change(port, after)
+    port.waiters.append(tried)
+    run.change(port, after)
 
 
 def _when_open(request: clients.Request, port: ports.Port) -> None:
@@ -288,6 +285,14 @@ def _port(run: "supervisor.Supervisor", name: str) -> ports.Port:
     if port is None:
         known = [known.name for known in run.ports]
         raise control.Error(f"{options.shown(name)}: no such port{options.meant(name, known)}", NOT_FOUND)
+    return port
+
+
+def _whole(run: "supervisor.Supervisor", name: str) -> ports.Port:
+    """A port that has a section of its own."""
+    port = _port(run, name)
+    if port.behind is not None:
+        raise control.Error(f"{name}: a part of {port.behind.name}, whose section says how it is", 1)
     return port
 
 
@@ -312,6 +317,8 @@ def _told(run: "supervisor.Supervisor", port: ports.Port) -> dict[str, Any]:
         "name": port.name,
         "kind": port.section.kind,
         "switch": given.switch,
+        "behind": port.behind.name if port.behind else "",
+        "service": kinds.is_service(port.section.kind),
         "worker": port.slot,
         "pid": member.child.pid if member and member.child else None,
         "state": port.state,

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 MISSING = dataclasses.MISSING
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", re.ASCII)
+NAME_MAX = 32
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_MAX - 1}}}", re.ASCII)
 VLAN_MAX = 4094  # IEEE 802.1Q-2018, table 9-2: 0 is priority only, 4095 reserved
 BOOL = {"on": True, "yes": True, "true": True, "y": True, "off": False, "no": False, "false": False, "n": False}
 WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18}|0[xX][0-9a-fA-F]{1,16})")

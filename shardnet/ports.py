@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from shardnet import _core, lab, options, switch
+from shardnet import _core, lab, switch
 
 
 @dataclasses.dataclass(eq=False)
@@ -29,6 +29,8 @@ class Port:
     )  # slots of those that have it and were asked to return it
     returned: Callable[[], None] | None = None  # called when none of them has it any more
     lost: Callable[[], None] | None = None  # called when it fails and cannot be had again: it was plugged
+    behind: "Port | None" = None  # the port whose companion this is
+    companions: dict[str, "Port"] = dataclasses.field(default_factory=dict)  # by suffix
 
     @property
     def name(self) -> str:
@@ -63,6 +65,21 @@ class Ports:
         """The port of this name, if there is one."""
         return next((port for port in self if port.name == name), None)
 
+    def make(self, section: lab.Section, plugged: bool = False) -> list[Port]:
+        """Give a section an id, and each of its companions; the port comes first."""
+        port = self.new(section, plugged)
+        return [port, *([] if plugged else self.accompany(port, lab.companions(section)))]
+
+    def accompany(self, port: Port, sections: Mapping[str, lab.Section]) -> list[Port]:
+        """Give a port companions that it has not got yet."""
+        made = []
+        for suffix, section in sections.items():
+            companion = self.new(section)
+            companion.behind = port
+            port.companions[suffix] = companion
+            made.append(companion)
+        return made
+
     def new(self, section: lab.Section, plugged: bool = False) -> Port:
         """Give a section an id; a freed one is used again as late as possible, frames to it may be under way."""
         for step in range(1, _core.PORTS):
@@ -86,7 +103,9 @@ class Ports:
             native=given.native or 0,
             isolated=given.isolated,
             max_macs=given.max_macs,
-            mtu=given.mtu,
+            # What is handed over may have been put together from fragments.
+            mtu=0 if port.behind else given.mtu,
+            behind=port.behind.id if port.behind else 0,
         )
 
     def forget(self, port: Port) -> None:
@@ -119,15 +138,6 @@ class Ports:
         self.arena.configure_switch(
             self.switches[name], hub=given.mode == "hub", age_s=given.ageing, reserved=given.link_local
         )
-
-
-def only_arena(before: lab.Section, after: lab.Section) -> bool:
-    """True where two sections of a port differ only in what is changed in the arena while the port carries on."""
-    return all(
-        getattr(before.options, field.name) == getattr(after.options, field.name)
-        for field in dataclasses.fields(after.options)
-        if options.key_of(field) not in options.ARENA_KEYS
-    )
 
 
 def together(ports: Iterable[Port], done: Callable[[dict[Port, str]], None]) -> None:

@@ -41,7 +41,11 @@ class Processes:
         """Give a process a port with what was deposited for it."""
         self.keep(to, port)
         given = {"kind": port.section.kind, "name": port.name, "given": dict(port.section.given)}
-        to.send({"op": "add", "port": port.id, "prepare": prepare, "plugged": port.plugged, **given})
+        around = {
+            "behind": port.behind.name if port.behind else "",
+            "companions": {suffix: one.id for suffix, one in port.companions.items()},
+        }
+        to.send({"op": "add", "port": port.id, "prepare": prepare, "plugged": port.plugged, **around, **given})
 
     def keep(self, to: Any, port: ports.Port) -> None:
         """Give a process what was deposited for a port."""

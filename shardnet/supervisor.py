@@ -62,7 +62,8 @@ class Supervisor:
         # Imported here, the slow one first: the forkserver boots on another core while this process goes on.
         from shardnet import child, kinds
 
-        preload = {kinds.module(section.kind).__name__ for section in found.ports}
+        everything = [one for section in found.ports for one in (section, *lab.companions(section).values())]
+        preload = {kinds.module(section.kind).__name__ for section in everything}
         self.forkserver = child.Forkserver(directory.fd, sorted(preload))
         from shardnet import clients, crew, loop, operations
 
@@ -96,7 +97,7 @@ class Supervisor:
     def run(self) -> int | None:
         """Start the ports, then turn the loop until the end; the exit code, None for a restart."""
         self.ports.configure_switches(self.lab.switches)
-        new = [self.ports.new(section) for section in self.lab.ports]
+        new = [port for section in self.lab.ports for port in self.ports.make(section)]
         ports.together(new, self._opened)
         self.crew.add(new)
         while self._running:
@@ -108,7 +109,7 @@ class Supervisor:
 
     def now(self) -> lab.Lab:
         """The lab as it runs: with the ports that were added, without those that were removed."""
-        return dataclasses.replace(self.lab, ports=tuple(port.section for port in self.ports))
+        return dataclasses.replace(self.lab, ports=tuple(port.section for port in self.ports if port.behind is None))
 
     def stop(self, why: str, *, again: bool = False, code: int = 0) -> None:
         """End the lab in order; with `again`, start it anew. A second call does not wait for the order."""
@@ -122,14 +123,48 @@ class Supervisor:
         self.crew.stop(self._stopped)
 
     def change(self, port: ports.Port, section: lab.Section) -> None:
-        """Give a port another section of its kind: in the arena if that is enough, else the port is made anew."""
+        """Give a port another section of its kind: in the arena if that is enough, else the port is made anew.
+
+        Its companions follow. Who waits for the port is told when all of them are open.
+        """
         self.journal.note("changed", "changed", port=port.name, section=port.title)
-        if ports.only_arena(port.section, section):
-            port.section = section
-            self.ports.configure(port)
-            port.settle(None)
-        else:
-            self.crew.reopen(port, section)
+        carries_on = lab.carries_on(port.section, section)
+        wanted = lab.companions(section)
+        for suffix in [suffix for suffix in port.companions if suffix not in wanted]:
+            self.crew.remove(port.companions.pop(suffix), lambda: None)
+        kept = [(one, wanted[suffix]) for suffix, one in port.companions.items()]
+        added = self.ports.accompany(port, {word: one for word, one in wanted.items() if word not in port.companions})
+        anew = {one: new for one, new in kept if not lab.only_arena(one.section, new)}
+        if not carries_on:
+            anew[port] = section
+        for one, new in [*kept, (port, section)]:
+            if one not in anew:
+                one.section = new
+                self.ports.configure(one)
+        waiters, port.waiters = port.waiters, []
+
+        def settled(errors: dict[ports.Port, str]) -> None:
+            port.waiters += waiters
+            port.settle("; ".join(errors.values()) or None)
+
+        ports.together([*anew, *added], settled)
+        self.crew.add(added)
+        for one, new in anew.items():
+            self.crew.reopen(one, new)
+
+    def remove(self, port: ports.Port, then: Callable[[], None]) -> None:
+        """Take a port away for good, with its companions, then call `then`."""
+        gone = [port, *port.companions.values()]
+        left = len(gone)
+
+        def removed() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                then()
+
+        for one in gone:
+            self.crew.remove(one, removed)
 
     def reload(self, done: Callable[..., None], *, dry_run: bool = False) -> None:
         """Read the lab file again and do what differs; `done(plan=, done=)` is called when all of it is done.
@@ -179,18 +214,19 @@ class Supervisor:
                     continue
                 port = self.ports.named(step.section.name)
                 if port is None:
-                    port = self.ports.new(step.section)
-                    added.append(port)
+                    made = self.ports.make(step.section)
+                    added += made
+                    settling += made
                 else:
                     changes.append((port, step.section))
-                settling.append(port)
+                    settling.append(port)
             ports.together(settling, done)
             for port, section in changes:
                 self.change(port, section)
             self.crew.add(added)
 
         for port in gone:
-            self.crew.remove(port, removed)
+            self.remove(port, removed)
         if not gone:
             go_on()
 

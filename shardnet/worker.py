@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shardnet import _core, answers, kinds, line, options, plugged, timers
+from shardnet import _core, answers, control, kinds, line, options, plugged, timers
 
 # Payload, peer's address (4 or 16 bytes) and port, local address and port, peer's MAC (b"" in an answer: where it was last heard).
 Datagram = tuple[bytes, bytes, int, bytes, int, bytes]
@@ -136,6 +136,10 @@ class Place:
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter of this service's."""
         self.counts[name] = self.counts.get(name, 0) + by
+
+    def counters(self) -> dict[str, int]:
+        """The counters of this service; unresolved are datagrams whose peer did not say where it is."""
+        return {**self.counts, "unresolved": self.shard.unresolved(self.port)}
 
     def later(self, seconds: float, call: Callable[[], None]) -> int:
         """Have `call` called once, in `seconds`; the token is for `cancel`."""
@@ -297,8 +301,10 @@ class Worker:
     def _ask(self, port: int, message: dict[str, Any]) -> None:
         """Answer a question about a port; one that a carrier stumbles over fails nothing but itself."""
         place = self.places.get(port)
-        if place is None:
-            said: dict[str, Any] = {"error": "its worker does not carry it", "code": 75}
+        if place is not None and place.receive is not None and message["what"] == "counters":
+            said: dict[str, Any] = {"data": control.pack(place.counters())}
+        elif place is None:
+            said = {"error": "its worker does not carry it", "code": 75}
         else:
             try:
                 said = answers.answer(place.carrier, message["what"], message["args"])

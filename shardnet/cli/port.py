@@ -21,13 +21,14 @@ Options:
 SECTION is text as in a lab file, one section or several, - is standard input.
 Written on one line it is cut before each KEY=. A SETTING is KEY=VALUE, as in a
 lab file too; without a value the default holds again. reset starts a failed
-port again.
+port again. show tells of a service what it has counted, too.
 
   shardnet port add '[tap host0] address=10.0.2.100/24'
   shardnet port add --netdev stream,id=vm3,server=on,addr.type=unix,addr.path=vm3.sock
   shardnet port set vm1 vlan=10 max_macs=4
 """
 
+import contextlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,11 @@ def section(typed: str | None) -> str | None:
 def _tell(arguments: Mapping[str, Any], names: Sequence[str]) -> int:
     with control.Client(arguments["--lab"]) as lab:
         ports = lab.ports(*names)
+        if arguments["show"]:
+            for one in ports:
+                if one["service"]:
+                    with contextlib.suppress(control.Error):  # its worker is between two lives
+                        one["counts"] = lab.ask(one["name"], "counters")
     headers = not arguments["--no-headers"]
     if arguments["--output"] == "json":
         table.json(ports)
@@ -111,7 +117,7 @@ def _tell(arguments: Mapping[str, Any], names: Sequence[str]) -> int:
                 print()
             told = {**one, "up": "on" if one["up"] else "off"}
             told["options"] = " ".join(f"{key}={value}" for key, value in one["options"].items())
-            counters = told.pop("counters")
-            rows = [*told.items(), *sorted(counters.items())]
+            counters, counts = told.pop("counters"), told.pop("counts", {})
+            rows = [*told.items(), *sorted(counters.items()), *sorted(counts.items())]
             table.show(("KEY", "VALUE"), rows, headers=headers)
     return 0

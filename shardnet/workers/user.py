@@ -20,7 +20,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from shardnet import addresses, forwards, options
+from shardnet import addresses, forwards, kinds, options
 
 if TYPE_CHECKING:
     from shardnet import worker
@@ -154,6 +154,8 @@ class Options(options.PortOptions):
     host_loopback: tuple[tuple[int, int], ...] | None = options.option(None, key="host-loopback", read=ports)
     # Where connections go out: an address of this host, or an interface.
     outbound: str = ""
+    # On: port 7 of this host's address sends back what it gets, over TCP and UDP (RFC 862), for guests to see that all is well.
+    echo: bool = False
     # How many TCP connections there may be, and as many ports of UDP.
     max_flows: int = options.option(65_536, key="max-flows", read=options.between(16, 1 << 20))
     # Resolvers that router advertisements name (the IPv6 ones of them).
@@ -207,6 +209,28 @@ class Options(options.PortOptions):
 
 def _within(network: ipaddress.IPv4Network | None, low: int) -> ipaddress.IPv4Address | None:
     return None if network is None else network.network_address + (low & int(network.hostmask))
+
+
+def companions(given: Options) -> Iterator[kinds.Companion]:
+    """The services that stand behind the network, and what of its frames is for each."""
+    if given.echo:
+        yield _companion("echo", given, (given.host4, given.host6), ("udp", 7, 7), ("tcp", 7, 7))
+
+
+def _companion(
+    kind: str,
+    given: Options,
+    at: tuple[ipaddress.IPv4Address | None, ipaddress.IPv6Address | None],
+    *takes: tuple[str, int, int],
+    **keys: str,
+) -> kinds.Companion:
+    """A service at an address of each family, which has these ports of both."""
+    for key, address, network in (("address", at[0], given.network), ("address6", at[1], given.network6)):
+        if address is not None and network is not None:
+            keys[key] = f"{address}/{network.prefixlen}"
+    every = [str(address) for address in at if address is not None]
+    rules = tuple((what, address, first, last) for what, first, last in takes for address in every)
+    return kinds.Companion(kind, kind, keys, rules)
 
 
 def check(given: Options) -> Iterator[tuple[str, str]]:
@@ -365,7 +389,7 @@ class Port:
             "max_flows": given.max_flows,
             "resolvers": [str(server) for server in given.dns_servers],
             "hostfwd": hostfwd,
-            "services": [],
+            "services": [(*rule, self.place.companions[one.suffix]) for one in companions(given) for rule in one.takes],
             "guestfwd": [(str(one.address), one.port, _target(one)) for one in given.served],
         }
 
