@@ -7,7 +7,6 @@ import os
 import random
 import select
 import socket
-import struct
 import subprocess
 import time
 
@@ -18,7 +17,6 @@ from shardnet.workers import tap, user
 
 GUEST, GUEST6 = "10.0.2.15", "fec0::15"
 HOST, HOST6 = "10.0.2.2", "fec0::2"
-BOTH = pytest.mark.parametrize("host", [HOST, HOST6])
 
 
 @pytest.mark.parametrize(
@@ -191,65 +189,6 @@ def pump(desk, sender, receiver, data):
 
 
 @pytest.mark.needs("root", "/dev/net/tun")
-@pytest.mark.parametrize("mtu", ["1500", "9000", "65520"])
-@BOTH
-def test_bytes_arrive_as_they_were_sent_both_ways(desk, network, host, mtu):
-    inside = network(mtu)
-    data = random.Random(1).randbytes(20 << 20)
-    right = hashlib.sha256(data).hexdigest()
-    with listening(loopback(host)) as listener:
-        guest = inside.connect(host, port(listener))
-        server = accepted(desk, listener)
-        assert pump(desk, guest, server, data) == right
-        assert pump(desk, server, guest, data) == right  # the half that is still open
-        guest.close()
-        server.close()
-
-
-@pytest.mark.needs("root", "/dev/net/tun", "curl")
-def test_500_short_connections_50_at_a_time_are_all_answered(desk, network, tmp_path):
-    inside = network()
-    (tmp_path / "page").write_text("hello")
-    with listening() as free:
-        number = port(free)
-    server = subprocess.Popen(
-        ["python3", "-m", "http.server", str(number), "--bind", "127.0.0.1", "-d", str(tmp_path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        desk.until(lambda: socket.socket().connect_ex(("127.0.0.1", number)) == 0)
-        (tmp_path / "urls").write_text(f'url = "http://{HOST}:{number}/page"\noutput = /dev/null\n' * 500)
-        ran = inside.run(
-            "curl",
-            "-sS",
-            "-Z",
-            "--parallel-max",
-            "50",
-            "-H",
-            "Connection: close",
-            "-w",
-            "%{http_code}\n",
-            "-K",
-            tmp_path / "urls",
-        )
-        assert ran.stdout.split().count("200") == 500
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.mark.needs("root", "/dev/net/tun")
-@BOTH
-def test_a_port_without_a_listener_refuses_at_once(network, host):
-    inside = network()
-    with listening(loopback(host)) as gone:
-        number = port(gone)
-    with pytest.raises(ConnectionRefusedError):
-        inside.connect(host, number)
-
-
-@pytest.mark.needs("root", "/dev/net/tun")
 @pytest.mark.parametrize("host", ["10.0.2.99", "fec0::99"])
 def test_an_address_of_nobody_is_unreachable(network, host):
     inside = network()
@@ -257,30 +196,6 @@ def test_an_address_of_nobody_is_unreachable(network, host):
     with pytest.raises(OSError) as error:
         inside.connect(host, 80)
     assert error.value.errno == errno.EHOSTUNREACH
-
-
-@pytest.mark.needs("root", "/dev/net/tun")
-def test_a_reset_of_the_guest_is_a_reset_at_the_far_end(desk, network):
-    inside = network()
-    with listening() as listener:
-        guest = inside.connect(HOST, port(listener))
-        server = accepted(desk, listener)
-        guest.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        guest.close()
-        with pytest.raises(ConnectionResetError):
-            inside.take(server)
-
-
-@pytest.mark.needs("root", "/dev/net/tun")
-def test_a_reset_of_the_far_end_is_a_reset_at_the_guest(desk, network):
-    inside = network()
-    with listening() as listener:
-        guest = inside.connect(HOST, port(listener))
-        server = accepted(desk, listener)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        server.close()
-        with pytest.raises(ConnectionResetError):
-            inside.take(guest)
 
 
 @pytest.mark.needs("root", "/dev/net/tun")
@@ -300,35 +215,6 @@ def test_a_guest_that_stops_reading_holds_the_sender_and_loses_nothing(desk, net
 
 
 @pytest.mark.needs("root", "/dev/net/tun")
-@BOTH
-def test_udp_of_every_size_comes_back(desk, network, host):
-    inside = network()
-    with listening(loopback(host), socket.SOCK_DGRAM) as server:
-        guest = inside.socket(family_of(host), socket.SOCK_DGRAM)
-        guest.connect((host, port(server)))
-        for size in (0, 1, 64, 1400, 1472, 1473, 9000, 65507 if host == HOST else 65487):
-            data = random.Random(size).randbytes(size)
-            guest.send(data)
-            got, client = desk.until(lambda: attempt(lambda: server.recvfrom(70000)))
-            assert got == data, size
-            server.sendto(data, client)
-            assert inside.take(guest, 70000) == data, size
-
-
-@pytest.mark.needs("root", "/dev/net/tun")
-@BOTH
-def test_udp_to_a_port_without_a_socket_is_refused(desk, network, host):
-    inside = network()
-    with listening(loopback(host), socket.SOCK_DGRAM) as gone:
-        number = port(gone)
-    guest = inside.socket(family_of(host), socket.SOCK_DGRAM)
-    guest.connect((host, number))
-    guest.send(b"anybody?")
-    with pytest.raises(ConnectionRefusedError):
-        inside.take(guest)
-
-
-@pytest.mark.needs("root", "/dev/net/tun")
 def test_a_port_of_a_guest_is_one_port_outside_whoever_it_speaks_to(desk, network):
     inside = network()
     with listening(kind=socket.SOCK_DGRAM) as one, listening(kind=socket.SOCK_DGRAM) as two:
@@ -338,21 +224,6 @@ def test_a_port_of_a_guest_is_one_port_outside_whoever_it_speaks_to(desk, networ
             guest.sendto(b"who am I?", (HOST, port(server)))
             clients.append(desk.until(lambda server=server: attempt(lambda: server.recvfrom(100)))[1])
         assert clients[0] == clients[1]
-
-
-@pytest.mark.needs("root", "/dev/net/tun", "ping")
-@BOTH
-def test_the_host_address_answers_ping(network, host):
-    inside = network()
-    for size in ("56", "8000"):
-        ran = inside.run("ping", "-c", "2", "-i", "0.1", "-W", "2", "-s", size, host)
-        assert " 0% packet loss" in ran.stdout
-
-
-@pytest.mark.needs("root", "/dev/net/tun", "ping")
-def test_nobody_answers_ping_for_an_address_that_nobody_has(network):
-    ran = network().run("ping", "-c", "1", "-W", "1", "10.0.2.77")
-    assert " 100% packet loss" in ran.stdout
 
 
 @pytest.fixture
@@ -542,11 +413,11 @@ def test_guestfwd_works_in_a_restricted_network_too(desk, network, tmp_path, sor
 
 
 @pytest.mark.needs("root", "/dev/net/tun")
-def test_descriptors_are_flat_after_a_thousand_connections(desk, network):
+def test_descriptors_are_flat_after_150_connections(desk, network):
     inside = network()
     before = None
     with listening() as listener:
-        for number in range(1000):
+        for number in range(150):
             guest = inside.connect(HOST, port(listener))
             server = accepted(desk, listener)
             server.close()

@@ -3,6 +3,7 @@
 It boots in two or three seconds. Commands go to its second serial port, which is QEMU's standard input and output; what its kernel
 says goes to a file that a failure quotes. Each network device is a `-netdev` string of QEMU's without its id; in the guest they are
 eth0, eth1 and so on, in that order. An http server serves /srv on every address: a file crosses by wget, and its sha256 is compared.
+With tools it has this host's curl, ping, traceroute and Python too, in /usr/bin, and /probe.py.
 """
 
 import contextlib
@@ -10,30 +11,36 @@ import functools
 import itertools
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import deadline
-from guest import initramfs
+from guest import initramfs, toolbox
 
 KERNEL = Path(__file__).parents[2] / "build" / "guest"
 BUSYBOX = Path("/bin/busybox")
 QEMU = "qemu-system-x86_64"
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 edd=off mitigations=off audit=0"
+PROBE = Path(__file__).parents[1] / "probe.py"
+TOOLS = ("curl", "ping", "traceroute")
+MODULES = ("errno", "hashlib", "json", "selectors", "socket", "struct", "time")  # what probe.py imports
 numbers = itertools.count(1)
 
 
 class Guest:
     """One running guest."""
 
-    def __init__(self, netdevs: Sequence[str], directory: Path, memory: int = 128) -> None:
+    def __init__(self, netdevs: Sequence[str], directory: Path, memory: int = 128, tools: bool = False) -> None:
         self.number = next(numbers)
         self.netdevs = list(netdevs)
         self.directory = directory
         self.memory = memory
+        self.tools = tools
         self.sums: dict[str, str] = {}  # of the files that it serves
         self.start()
 
@@ -58,7 +65,7 @@ class Guest:
             "-accel",
             "tcg",
         ]
-        options += ["-m", str(self.memory), "-kernel", str(KERNEL / "vmlinuz"), "-initrd", str(_archive())]
+        options += ["-m", str(self.memory), "-kernel", str(KERNEL / "vmlinuz"), "-initrd", str(_archive(self.tools))]
         options += ["-append", COMMAND_LINE, "-serial", f"file:{self.console}", "-serial", "stdio"]
         for nic, netdev in enumerate(self.netdevs):
             kind, _, rest = netdev.partition(",")
@@ -138,12 +145,12 @@ class Guest:
 
 
 @contextlib.contextmanager
-def booting(directory: Path) -> Iterator[Callable[[list[str]], Guest]]:
+def booting(directory: Path) -> Iterator[Callable[..., Guest]]:
     """Boot guests by calling what this gives; they are gone after the block."""
     with contextlib.ExitStack() as stack:
 
-        def boot(netdevs: list[str]) -> Guest:
-            booted = Guest(netdevs, directory)
+        def boot(netdevs: list[str], **given: Any) -> Guest:
+            booted = Guest(netdevs, directory, **given)
             stack.callback(booted.close)
             return booted
 
@@ -162,7 +169,8 @@ def lacking() -> str | None:
 
 
 @functools.cache
-def _archive() -> Path:
-    path = KERNEL / "initramfs"
-    path.write_bytes(initramfs.build(BUSYBOX, KERNEL / "modules"))
+def _archive(tools: bool) -> Path:
+    path = KERNEL / ("initramfs-tools" if tools else "initramfs")
+    more = [*toolbox.entries(TOOLS, MODULES), ("probe.py", 0o644 | stat.S_IFREG, PROBE.read_bytes())] if tools else []
+    path.write_bytes(initramfs.build(BUSYBOX, KERNEL / "modules", more))
     return path

@@ -1,6 +1,7 @@
 """The initramfs of a test guest: Debian's busybox, a few modules of its kernel, and a shell on the second serial port."""
 
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 # In the order in which they need each other.
@@ -27,11 +28,12 @@ while read -r line; do eval "$line"; done
 """
 
 
-def build(busybox: Path, modules: Path) -> bytes:
-    """Return the archive, not compressed: the guest's processor is an emulated one."""
+def build(busybox: Path, modules: Path, more: Iterable[tuple[str, int, bytes]] = ()) -> bytes:
+    """Return the archive, not compressed: the guest's processor is an emulated one. `more`: names, modes and contents."""
     entries = [("bin", 0o755 | stat.S_IFDIR, b""), ("modules", 0o755 | stat.S_IFDIR, b"")]
     entries.append(("bin/busybox", 0o755 | stat.S_IFREG, busybox.read_bytes()))
     entries += [(f"modules/{name}.ko", 0o644 | stat.S_IFREG, (modules / f"{name}.ko").read_bytes()) for name in MODULES]
+    entries += more
     entries.append(("init", 0o755 | stat.S_IFREG, INIT.encode()))
     entries.append(("TRAILER!!!", 0, b""))
     return b"".join(_newc(inode, *entry) for inode, entry in enumerate(entries, 1))

@@ -72,16 +72,18 @@ unsafe fn put(at: *mut libc::cmsghdr, level: libc::c_int, kind: libc::c_int, val
 
 /// A datagram that came: how long, from whom, and the size of those that it was put together from (0: it is one).
 pub struct Received {
+    /// Of all of it: the part behind what `out` takes is in `rest`.
     pub len: usize,
     pub from: Endpoint,
     pub cut: u16,
-    /// There was more than the buffer took.
+    /// There was more than both buffers took.
     pub truncated: bool,
 }
 
-pub fn receive(socket: &Socket, out: &mut [u8]) -> io::Result<Received> {
+/// Receive into `out`, and into `rest` what does not fit there.
+pub fn receive(socket: &Socket, out: &mut [u8], rest: &mut [u8]) -> io::Result<Received> {
     let mut got = Received { len: 0, from: Endpoint { ip: std::net::Ipv6Addr::UNSPECIFIED, port: 0 }, cut: 0, truncated: false };
-    let name = message(socket, out, 0, |level, kind, value| {
+    let name = message(socket, out, rest, 0, |level, kind, value| {
         if level == libc::SOL_UDP
             && kind == UDP_GRO
             && let Some(size) = value.first_chunk::<4>()
@@ -108,7 +110,7 @@ pub struct Failed {
 /// The oldest error that waits at the socket.
 pub fn failed(socket: &Socket, out: &mut [u8]) -> Option<Failed> {
     let mut said = None;
-    let (name, len, _) = message(socket, out, libc::MSG_ERRQUEUE, |level, kind, value| {
+    let (name, len, _) = message(socket, out, &mut [], libc::MSG_ERRQUEUE, |level, kind, value| {
         let is_error = (level, kind) == (libc::IPPROTO_IP, libc::IP_RECVERR) || (level, kind) == (libc::IPPROTO_IPV6, libc::IPV6_RECVERR);
         if is_error && value.len() >= 16 {
             said = Some(read_error(value)); // struct sock_extended_err, then the address of who said it
@@ -133,21 +135,22 @@ fn read_error(value: &[u8]) -> (Trouble, Option<Endpoint>) {
 fn message(
     socket: &Socket,
     out: &mut [u8],
+    rest: &mut [u8],
     flags: libc::c_int,
     mut each: impl FnMut(libc::c_int, libc::c_int, &[u8]),
 ) -> io::Result<(Name, usize, bool)> {
     let mut name = Name::empty();
     let mut control = Control([0; CONTROL]);
-    let mut piece = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: out.len() };
+    let mut pieces = [out, rest].map(|piece| libc::iovec { iov_base: piece.as_mut_ptr().cast(), iov_len: piece.len() });
     // SAFETY: all-zero is a valid header.
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
     header.msg_name = name.place().cast();
     header.msg_namelen = name.len() as u32;
-    header.msg_iov = &mut piece;
-    header.msg_iovlen = 1;
+    header.msg_iov = pieces.as_mut_ptr();
+    header.msg_iovlen = pieces.len();
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = CONTROL;
-    // SAFETY: the header points to `out` and to our own variables.
+    // SAFETY: the header points to `out`, to `rest` and to our own variables.
     let got = unsafe { libc::recvmsg(socket.fd(), &mut header, flags | libc::MSG_DONTWAIT) };
     if got < 0 {
         return Err(io::Error::last_os_error());

@@ -46,7 +46,8 @@ impl Reassembly {
         self.give_up(|datagram| now_ms.saturating_sub(datagram.begun_ms) > PATIENCE_MS);
         let data = frame.get(packet.transport..packet.end)?;
         let end = fragment.offset + data.len();
-        let bad = data.is_empty() || (fragment.more && data.len() % 8 != 0) || end > PACKET_MOST - 20;
+        let most = if packet.is_v4() { PACKET_MOST - 20 } else { PACKET_MOST }; // IPv6's length is without the header
+        let bad = data.is_empty() || (fragment.more && data.len() % 8 != 0) || end > most;
         let name = Name { source: packet.source, destination: packet.destination, id: fragment.id, protocol: packet.protocol };
         let at = self.open.iter().position(|open| open.name == name);
         if bad || (at.is_none() && self.open.len() >= DATAGRAMS) || self.bytes + data.len() > BYTES {

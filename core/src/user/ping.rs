@@ -123,7 +123,7 @@ impl Network {
         let (key, ping) = self.ping.get_mut(id)?;
         let (key, mac) = (*key, ping.mac);
         ping.listed = false;
-        let got = datagram::receive(&ping.socket, &mut room.frame()[..MESSAGE_MOST]).ok()?;
+        let got = datagram::receive(&ping.socket, &mut room.frame()[..MESSAGE_MOST], &mut []).ok()?;
         self.list_ping(id);
         let is_v4 = wire::v4(key.guest).is_some();
         if got.len < 8 {

@@ -225,6 +225,10 @@ impl Tcp {
         let (failed, writable) = (events & libc::EPOLLERR as u32 != 0, events & libc::EPOLLOUT as u32 != 0);
         if self.state == State::Connecting {
             let errno = self.socket.as_ref().map_or(0, Socket::error);
+            if errno == libc::ECONNRESET {
+                self.socket = None; // it was connected, and reset before we looked: so the guest shall see it
+                return self.connected(core);
+            }
             if errno != 0 {
                 return self.refuse(core, ends, errno);
             }
@@ -259,7 +263,7 @@ impl Tcp {
     pub fn refuse(&mut self, core: &mut Core, ends: &Ends, errno: i32) {
         self.socket = None;
         match errno {
-            libc::ECONNREFUSED | libc::ECONNRESET => self.say(core, flag::SAY_RST),
+            libc::ECONNREFUSED => self.say(core, flag::SAY_RST),
             libc::ETIMEDOUT => self.state = State::Gone, // the guest has met silence all along
             _ => {
                 core.tell_unreachable(ends, self.mac, self.irs, errno);
@@ -337,6 +341,9 @@ impl Tcp {
     fn set_open(&mut self, core: &Core) {
         self.state = State::Open;
         self.flags &= !flag::SAY_SYN;
+        if self.socket.is_none() {
+            self.flags |= flag::SAY_RST;
+        }
         self.tries = 0;
         self.recover = self.snd_una;
         self.since_ms = core.now_ms;

@@ -28,6 +28,8 @@ pub const CHECKSUM: usize = 6;
 const TTL: u8 = 64;
 const ANSWERED_MS: u64 = 180_000;
 const UNANSWERED_MS: u64 = 30_000;
+/// By how much the longest datagram of IPv6 with its headers is longer than a frame.
+const OVER: usize = 64;
 /// Errors read at one go.
 const ERRORS: usize = 16;
 const EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLET) as u32;
@@ -220,19 +222,22 @@ impl Network {
         }
         let start = wire::headers_len(guest.ip);
         let at = start + HEADER;
-        let got = datagram::receive(&udp.socket, &mut room.frame()[at..]).ok()?;
+        let mut rest = [0u8; OVER];
+        let got = datagram::receive(&udp.socket, &mut room.frame()[at..], &mut rest).ok()?;
         (udp.used_ms, udp.answered) = (self.core.now_ms, true);
         let mac = udp.mac;
         self.list_udp(id);
         if got.truncated {
-            return None; // an IPv6 datagram longer than any frame
+            return None; // a jumbogram
         }
         let far = Endpoint { ip: self.core.config.seen(got.from.ip), port: got.from.port };
         let way = self.core.way(far.ip, guest.ip, mac);
         let each = if got.cut == 0 { got.len } else { got.len.min(got.cut.into()) };
         if start - crate::frame::HEADER + HEADER + each > self.core.config.mtu_or_default() {
             // Longer than the guest's wire: in fragments, from the outbox.
-            let data = room.frame()[at..at + got.len].to_vec();
+            let front = &mut room.frame()[at..];
+            let over = got.len.saturating_sub(front.len());
+            let data = [&front[..got.len - over], &rest[..over]].concat();
             for piece in if each == 0 { data.chunks(1) } else { data.chunks(each) } {
                 self.say_fragments(&way, far.port, guest.port, piece);
             }
