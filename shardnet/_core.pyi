@@ -129,6 +129,35 @@ class Shard:
     def unresolved(self, port: int) -> int:
         """Datagrams of a service whose peer did not say where it is."""
 
+    def add_vhost(self, port: int, pairs: int) -> None:
+        """A virtio-net device of so many pairs of rings, driven by a guest whose memory is shared: rings 2n are what it receives from."""
+
+    # Of such a device. OSError where what the front end says makes no sense. Descriptors stay the caller's. A region is (its address in the
+    # guest, its size, its address in the front end, its offset in the file).
+    def vhost_features(self, port: int, features: int) -> None: ...
+    def vhost_memory(self, port: int, regions: Sequence[tuple[tuple[int, int, int, int], int]]) -> None:
+        """All of the guest's memory: regions with their files."""
+
+    def vhost_log(self, port: int, offset: int, size: int, fd: int) -> None:
+        """Where pages that are written are noted, a bit each, while the features have VHOST_F_LOG_ALL."""
+
+    def vhost_size(self, port: int, ring: int, size: int) -> None: ...
+    def vhost_places(self, port: int, ring: int, table: int, available: int, used: int, log: int | None = None) -> None:
+        """Addresses in the front end; `log`: the used ring's in the guest, where writes to it are to be noted."""
+
+    def vhost_base(self, port: int, ring: int, base: int) -> None: ...
+    def vhost_kick(self, port: int, ring: int, fd: int) -> None:
+        """What the driver rings (an eventfd). The ring runs from here on."""
+
+    def vhost_call(self, port: int, ring: int, fd: int | None) -> None: ...
+    def vhost_error(self, port: int, ring: int, fd: int | None) -> None: ...
+    def vhost_enable(self, port: int, ring: int, on: bool) -> None: ...
+    def vhost_stop(self, port: int, ring: int) -> int:
+        """Stop a ring; returns the entry with which it would have gone on."""
+
+    def vhost_announce(self, port: int, mac: bytes) -> None:
+        """Have the switch hear a RARP request from this address of six bytes."""
+
     def add_capture(self, fd: int, ports: Sequence[tuple[int, str]], snaplen: int) -> None:
         """Write what arrives by mirroring to `fd` as pcapng, an interface a port."""
 
@@ -143,7 +172,9 @@ class Shard:
 
     def unwatch(self, fd: int) -> None: ...
     def run(self, timeout_s: float | None = None) -> list[tuple[str, int, int]]:
-        """Carry frames, without the GIL, until there is news: ("ready", fd, 0), ("datagrams", port, 0), ("ended", port, errno or 0 at EOF); [] at the time-out.
+        """Carry frames, without the GIL, until there is news; [] at the time-out.
+
+        ("ready", fd, 0), ("datagrams", port, 0), ("ended", port, errno or 0 at EOF), ("stopped", port, ring) of a vhost-user port whose ring makes no sense any more.
 
         A descriptor that ended has been removed from the loop already. Raises InterruptedError when a signal came (after Python's handlers ran).
         """

@@ -216,6 +216,8 @@ class Worker:
                             place.received(self.shard.datagrams(number))
                     elif what == "ended":
                         self._ended(number, error)
+                    elif what == "stopped":
+                        self._stopped(number, error)
                     elif number == self.line.fileno():
                         self._listen()
                     else:
@@ -386,6 +388,10 @@ class Worker:
         else:
             self._close(place)
             place.tell("failed", error=os.strerror(error) if error else "its descriptor ended")
+
+    def _stopped(self, port: int, ring: int) -> None:
+        if place := self.places.get(port):
+            self.attempt(place, place.carrier.stopped, ring)
 
     def _patience(self) -> float | None:
         """How long the native loop may go on without us."""

@@ -101,7 +101,7 @@ def lab(tmp_path: Path) -> Iterator[Callable[..., labs.Lab]]:
 
 
 @pytest.fixture
-def guest(tmp_path: Path) -> Iterator[Callable[[list[str]], guests.Guest]]:
+def guest(tmp_path: Path) -> Iterator[Callable[..., guests.Guest]]:
     """Boot guests in QEMU: `one = guest(["stream,server=on,addr.type=unix,addr.path=one.sock"])`."""
     if reason := guests.lacking():
         pytest.skip(reason)

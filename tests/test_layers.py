@@ -21,7 +21,7 @@ LAYERS = [
     r"workers\.(socket|bridge)",
     r"workers\.dgram",
     r"workers(\..*)?|services(\..*)?|plugged",
-    r"connection|answers",
+    r"connection|answers|vhost",
     r"line|manual",
     r"shardnet|ini|switch|kinds|timers|links|addresses|forwards|serving",
     r"control",

@@ -42,6 +42,7 @@ QEMU = {  # qapi/net.json and qapi/sockets.json, 7.2 to 10.2, as -netdev writes 
         *(f"addr.{key}" for key in ("type", "path", "abstract", "tight", "str", *INET)),
     ],
     "dgram": [f"{end}.{key}" for end in ("local", "remote") for key in ("type", "host", "port", "path", "str")],
+    "vhost-user": ["chardev", "vhostforce", "queues"],
     "socket": ["fd", "listen", "connect", "mcast", "localaddr", "udp"],
 }
 

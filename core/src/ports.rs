@@ -133,6 +133,8 @@ named! {
     BadSource = "bad_source",
     /// A virtio-net header that does not fit its frame.
     BadOffload = "bad_offload",
+    /// Descriptors of a guest's that make no frame.
+    BadChain = "bad_chain",
     /// A tag that the port does not carry.
     Vlan = "vlan",
     /// A new source address over the port's max_macs.
@@ -153,6 +155,8 @@ named! {
     TxDown = "tx_down",
     /// A virtio-net header that does not fit its frame, met where it had to be obeyed.
     TxOffload = "tx_offload",
+    /// Descriptors of a guest's that make no buffer.
+    TxBadChain = "tx_bad_chain",
     /// The port changed its switch, its VLANs or its isolation while the frame was under way.
     TxChanged = "tx_changed",
     /// In front of the descriptor of a worker that died. Some of them may have gone.

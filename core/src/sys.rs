@@ -50,6 +50,15 @@ pub fn file_size(fd: RawFd) -> io::Result<u64> {
     Ok(stat.st_size as u64)
 }
 
+/// The magic number of the file system that a descriptor's file is on, and the size of its pages (statfs(2)).
+pub fn file_system(fd: RawFd) -> io::Result<(i64, usize)> {
+    // SAFETY: all-zero is a valid `statfs`, and the kernel fills it.
+    let mut found: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: `found` is a valid place for the answer.
+    check(unsafe { libc::fstatfs(fd, &mut found) })?;
+    Ok((found.f_type as i64, found.f_bsize as usize))
+}
+
 pub fn truncate(fd: RawFd, size: u64) -> io::Result<()> {
     // SAFETY: no memory is involved.
     check(unsafe { libc::ftruncate(fd, size as libc::off_t) }).map(drop)
@@ -76,6 +85,9 @@ pub fn allocate(fd: RawFd, offset: u64, len: u64) -> io::Result<()> {
 pub struct Mapping {
     start: *mut u8,
     len: usize,
+    /// What was reserved, with the guards.
+    reserved: *mut u8,
+    all: usize,
 }
 
 /// Bytes without access on each side of a mapping; a multiple of the page.
@@ -88,24 +100,32 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     pub fn new(fd: RawFd, offset: u64, len: usize) -> io::Result<Mapping> {
-        Mapping::repeated(fd, offset, len, 1)
+        Mapping::repeated(fd, offset, len, 1, 1)
+    }
+
+    /// As `new`, from the object's start, at an address that is a multiple of `align`: huge pages ask for theirs.
+    pub fn aligned(fd: RawFd, len: usize, align: usize) -> io::Result<Mapping> {
+        Mapping::repeated(fd, 0, len, 1, align)
     }
 
     /// Map `len` bytes twice in a row, so that whatever wraps at the end goes on at the start.
     pub fn twice(fd: RawFd, offset: u64, len: usize) -> io::Result<Mapping> {
-        Mapping::repeated(fd, offset, len, 2)
+        Mapping::repeated(fd, offset, len, 2, 1)
     }
 
-    /// `len` is a multiple of the page.
-    fn repeated(fd: RawFd, offset: u64, len: usize, times: usize) -> io::Result<Mapping> {
-        let (all, flags) = (GUARD + times * len + GUARD, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    /// `len` is a multiple of the page, `align` a power of two.
+    fn repeated(fd: RawFd, offset: u64, len: usize, times: usize, align: usize) -> io::Result<Mapping> {
+        let all = GUARD + align + times * len + GUARD;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: reserves a fresh range of addresses without access.
         let reserved = unsafe { libc::mmap(ptr::null_mut(), all, libc::PROT_NONE, flags, -1, 0) };
         if reserved == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the range is longer than a guard.
-        let mapping = Mapping { start: unsafe { reserved.cast::<u8>().add(GUARD) }, len: times * len };
+        let reserved = reserved.cast::<u8>();
+        let skipped = (reserved as usize + GUARD).next_multiple_of(align) - reserved as usize;
+        // SAFETY: the range is longer than a guard and what the alignment can take.
+        let mapping = Mapping { start: unsafe { reserved.add(skipped) }, len: times * len, reserved, all };
         for turn in 0..times {
             let (allowed, how) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
             // SAFETY: MAP_FIXED replaces only addresses of the range reserved above, which nobody else knows.
@@ -140,7 +160,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the range with its guards was mapped by us and is unmapped once.
-        unsafe { libc::munmap(self.start.sub(GUARD).cast(), GUARD + self.len + GUARD) };
+        unsafe { libc::munmap(self.reserved.cast(), self.all) };
     }
 }
 

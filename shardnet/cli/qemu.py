@@ -6,6 +6,8 @@ Usage:
 Options:
   -l LAB, --lab LAB           the lab, where more than one is running
   -m MODEL, --model MODEL     the guest's network card [default: virtio-net-pci]
+  --memory SIZE               the guest's memory, where the port shares it (vhost-user); it takes the
+                              place of QEMU's -m [default: 512M]
   --qemu VERSION              QEMU's version, instead of asking qemu-system-x86_64
   -o FORMAT, --output FORMAT  table or json [default: table]
   -h, --help                  print this
@@ -35,6 +37,9 @@ def run(argv: Sequence[str]) -> int:
     name, model = arguments["PORT"], arguments["--model"]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", model):
         raise SystemExit(f"shardnet qemu: --model {model}: a card's name is meant, such as virtio-net-pci or e1000")
+    memory = arguments["--memory"]
+    if not re.fullmatch(r"[1-9][0-9]*[kKMGT]?", memory):
+        raise SystemExit(f"shardnet qemu: --memory {memory}: a size such as 512M is meant")
     version = _version(arguments["--qemu"])
     with control.Client(arguments["--lab"]) as lab:
         (port,) = lab.ports(name)
@@ -45,11 +50,17 @@ def run(argv: Sequence[str]) -> int:
     except options.Wrong:
         raise Failure(f"{name}: made of a client's descriptors, QEMU has no way to attach to it") from None
     words = kind.qemu(given, run_dir, version) if hasattr(kind, "qemu") else None
+    if not model.startswith(wanted := getattr(kind, "QEMU_MODEL", "")):
+        raise Failure(f"{port['kind']} {name}: a card of {wanted} is meant, and {model} is another")
     if words is None:
         raise Failure(f"{port['kind']} {name}: {getattr(kind, 'NO_QEMU', 'QEMU has no way to attach to it')}")
     netdev = "sn-" + name
-    words = [word.replace(f",id={ID}", f",id={netdev}", 1) for word in words]
-    words += ["-device", f"{model},netdev={netdev},mac={mac(lab.lab, name)}"]
+    words = [re.sub(f",(id|chardev)={ID}", rf",\1={netdev}", word) for word in words]
+    card = f"{model},netdev={netdev},mac={mac(lab.lab, name)}"
+    words += ["-device", card + (kind.qemu_device(given) if hasattr(kind, "qemu_device") else "")]
+    if getattr(kind, "QEMU_SHARES_MEMORY", False):
+        words += ["-object", f"memory-backend-memfd,id=sn-memory,size={memory},share=on"]
+        words += ["-machine", "memory-backend=sn-memory"]
     if arguments["--output"] == "json":
         table.json(words)
     else:

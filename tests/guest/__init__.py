@@ -2,7 +2,8 @@
 
 It boots in two or three seconds. Commands go to its second serial port, which is QEMU's standard input and output; what its kernel
 says goes to a file that a failure quotes. Each network device is a `-netdev` string of QEMU's without its id; in the guest they are
-eth0, eth1 and so on, in that order. An http server serves /srv on every address: a file crosses by wget, and its sha256 is compared.
+eth0, eth1 and so on, in that order. Of vhost-user the string has what its socket's chardev is told, and queues=N; the guest has two
+processors where a device has several queues. An http server serves /srv on every address: a file crosses by wget, and its sha256 is compared.
 With tools it has this host's curl, ping, traceroute and Python too, in /usr/bin, and /probe.py.
 """
 
@@ -67,10 +68,24 @@ class Guest:
         ]
         options += ["-m", str(self.memory), "-kernel", str(KERNEL / "vmlinuz"), "-initrd", str(_archive(self.tools))]
         options += ["-append", COMMAND_LINE, "-serial", f"file:{self.console}", "-serial", "stdio"]
+        if any(netdev.startswith("vhost-user,") for netdev in self.netdevs):
+            options += ["-object", f"memory-backend-memfd,id=mem,size={self.memory}M,share=on"]
+            options += ["-machine", "memory-backend=mem"]
+        if any("queues=" in netdev for netdev in self.netdevs):
+            options += ["-smp", "2"]
         for nic, netdev in enumerate(self.netdevs):
             kind, _, rest = netdev.partition(",")
-            options += ["-netdev", f"{kind},id=n{nic},{rest}"]
-            options += ["-device", f"virtio-net-pci,netdev=n{nic},mac={self.mac(nic)},romfile="]
+            device = f"virtio-net-pci,netdev=n{nic},mac={self.mac(nic)},romfile="
+            if kind == "vhost-user":
+                rest, _, queues = rest.partition(",queues=")
+                options += ["-chardev", f"socket,id=c{nic},{rest}"]
+                rest = f"chardev=c{nic}"
+                # QEMU 7.2 without KVM dies at an interrupt of such a device by MSI-X.
+                device += ",vectors=0"
+                if queues:
+                    rest += f",queues={queues}"
+                    device += ",mq=on"
+            options += ["-netdev", f"{kind},id=n{nic},{rest}", "-device", device]
         self.errors = tempfile.TemporaryFile(dir=self.directory)
         self.qemu = subprocess.Popen(
             options, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, bufsize=0
@@ -91,8 +106,8 @@ class Guest:
 
     def address(self, nic: int, address: str, mtu: int = 1500) -> None:
         """Give the network device an address, ADDRESS/BITS, of either family."""
-        nodad = " nodad" if ":" in address else ""
-        self.run(f"ip link set eth{nic} mtu {mtu} up; ip address add {address} dev eth{nic}{nodad}")
+        nodad = f"echo 0 >/proc/sys/net/ipv6/conf/eth{nic}/accept_dad; " if ":" in address else ""
+        self.run(f"{nodad}ip link set eth{nic} mtu {mtu} up; ip address add {address} dev eth{nic}")
 
     def ping(self, address: str, count: int = 3, size: int = 56) -> None:
         """Ping until the first reply, then `count` times without a loss."""

@@ -106,7 +106,12 @@ impl VnetHeader {
 
 /// Say whether `header` can be true of `frame`.
 pub fn check(header: &VnetHeader, frame: &[u8]) -> Result<(), Bad> {
-    plan(header, &frame[..frame.len().min(HEADERS_MAX)], frame.len()).map(|_| ())
+    check_top(header, &frame[..frame.len().min(HEADERS_MAX)], frame.len())
+}
+
+/// The same of a frame of `length` bytes, of which `top` has the first HEADERS_MAX, or all.
+pub fn check_top(header: &VnetHeader, top: &[u8], length: usize) -> Result<(), Bad> {
+    plan(header, top, length).map(|_| ())
 }
 
 /// Finish the checksum of a frame that is no super-frame, where `header` asks for it; the header is done with then.

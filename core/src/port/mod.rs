@@ -7,6 +7,7 @@ pub mod capture;
 pub mod dgram;
 pub mod stream;
 pub mod tap;
+pub mod vhost;
 
 use std::ptr;
 
@@ -20,6 +21,7 @@ pub use capture::Capture;
 pub use dgram::Dgram;
 pub use stream::Stream;
 pub use tap::Tap;
+pub use vhost::Vhost;
 
 /// Bytes waiting in front of a descriptor beyond which an engine takes no more.
 pub const QUEUE_MOST: usize = 256 << 10;

@@ -1,6 +1,6 @@
 //! The loop of a worker, for its process.
 
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyInterruptedError, PyValueError};
@@ -10,7 +10,8 @@ use pyo3::types::PyList;
 use super::arena::{Arena, port_of};
 use crate::arena::WORKERS;
 use crate::port::dgram::{Address, Peer};
-use crate::port::{Capture, Dgram, Stream};
+use crate::port::vhost::{Extent, Places};
+use crate::port::{Capture, Dgram, Stream, Vhost};
 use crate::ports::Worker;
 use crate::shard::{self, News};
 
@@ -120,6 +121,70 @@ impl Shard {
         Ok(self.inner.network(port_of(port)?).map_or(0, |network| network.boxes.unresolved))
     }
 
+    fn add_vhost(&mut self, port: usize, pairs: usize) -> PyResult<()> {
+        Ok(self.inner.add_vhost(port_of(port)?, Vhost::new(pairs))?)
+    }
+
+    fn vhost_features(&mut self, port: usize, features: u64) -> PyResult<()> {
+        self.vhost(port, |device| {
+            device.set_features(features);
+            Ok(())
+        })
+    }
+
+    fn vhost_memory(&mut self, port: usize, regions: Vec<(Region, RawFd)>) -> PyResult<()> {
+        let regions = regions.into_iter().map(|(region, fd)| Ok((extent(region), own(fd)?))).collect::<PyResult<Vec<_>>>()?;
+        self.vhost(port, |device| device.set_memory(regions))
+    }
+
+    fn vhost_log(&mut self, port: usize, offset: u64, size: u64, fd: RawFd) -> PyResult<()> {
+        let file = own(fd)?;
+        self.vhost(port, |device| device.set_log(offset, size, file))
+    }
+
+    fn vhost_size(&mut self, port: usize, ring: usize, size: u32) -> PyResult<()> {
+        self.vhost(port, |device| device.set_size(ring, size))
+    }
+
+    #[pyo3(signature = (port, ring, table, available, used, log = None))]
+    fn vhost_places(&mut self, port: usize, ring: usize, table: u64, available: u64, used: u64, log: Option<u64>) -> PyResult<()> {
+        self.vhost(port, |device| device.set_places(ring, Places { table, available, used, log }))
+    }
+
+    fn vhost_base(&mut self, port: usize, ring: usize, base: u16) -> PyResult<()> {
+        self.vhost(port, |device| device.set_base(ring, base))
+    }
+
+    fn vhost_kick(&mut self, port: usize, ring: usize, fd: RawFd) -> PyResult<()> {
+        let kick = own(fd)?;
+        self.vhost(port, |device| device.set_kick(ring, kick))
+    }
+
+    fn vhost_call(&mut self, port: usize, ring: usize, fd: Option<RawFd>) -> PyResult<()> {
+        let call = fd.map(own).transpose()?;
+        self.vhost(port, |device| device.set_call(ring, call))
+    }
+
+    fn vhost_error(&mut self, port: usize, ring: usize, fd: Option<RawFd>) -> PyResult<()> {
+        let error = fd.map(own).transpose()?;
+        self.vhost(port, |device| device.set_error(ring, error))
+    }
+
+    fn vhost_enable(&mut self, port: usize, ring: usize, on: bool) -> PyResult<()> {
+        self.vhost(port, |device| device.enable(ring, on))
+    }
+
+    fn vhost_stop(&mut self, port: usize, ring: usize) -> PyResult<u16> {
+        self.vhost(port, |device| device.stop(ring))
+    }
+
+    fn vhost_announce(&mut self, port: usize, mac: [u8; 6]) -> PyResult<()> {
+        self.vhost(port, |device| {
+            device.announce(mac);
+            Ok(())
+        })
+    }
+
     fn add_capture(&mut self, fd: RawFd, ports: Vec<(usize, String)>, snaplen: usize) -> PyResult<()> {
         let ports = ports.into_iter().map(|(port, name)| Ok((port_of(port)?, name))).collect::<PyResult<Vec<_>>>()?;
         self.inner.add_capture(Capture::new(fd, &ports, snaplen));
@@ -160,10 +225,33 @@ impl Shard {
     }
 }
 
+impl Shard {
+    fn vhost<R>(&mut self, port: usize, change: impl FnOnce(&mut Vhost) -> std::io::Result<R>) -> PyResult<R> {
+        Ok(self.inner.vhost(port_of(port)?, change)?)
+    }
+}
+
+/// Of a guest's memory: its address in the guest, its size, its address in the front end, its place in the file.
+type Region = (u64, u64, u64, u64);
+
+fn extent((guest, size, user, offset): Region) -> Extent {
+    Extent { guest, size, user, offset }
+}
+
+/// A descriptor of our own for one that stays the caller's.
+fn own(fd: RawFd) -> PyResult<OwnedFd> {
+    if fd < 0 {
+        return Err(PyValueError::new_err(format!("descriptor {fd}")));
+    }
+    // SAFETY: the caller's descriptor is open through the call.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?)
+}
+
 fn row(news: News) -> (&'static str, i64, i64) {
     match news {
         News::Ready(fd) => ("ready", fd.into(), 0),
         News::Datagrams(port) => ("datagrams", port.into(), 0),
         News::Ended(port, errno) => ("ended", port.into(), errno.into()),
+        News::Stopped(port, ring) => ("stopped", port.into(), ring.into()),
     }
 }

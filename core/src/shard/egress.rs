@@ -130,6 +130,7 @@ impl Shard {
             }),
             Engine::Stream(stream) => stream.send(piece, cell, &mut self.bench),
             Engine::Dgram(dgram) => dgram.send(piece, cell, &mut self.bench),
+            Engine::Vhost(device) => device.send(piece, cell, &mut self.bench),
             // SAFETY: a piece is readable, with its virtio-net header before it.
             Engine::User(network) => unsafe { network.send(piece, cell) },
         };

@@ -25,18 +25,18 @@ const HEAD: usize = 18;
 
 /// A frame that came in and whose fate is open.
 #[derive(Clone, Copy)]
-struct Arrival {
-    frame: *mut u8,
-    len: usize,
+pub(super) struct Arrival {
+    pub(super) frame: *mut u8,
+    pub(super) len: usize,
     /// It lies in room claimed in the lane to this worker.
-    claimed: Option<Worker>,
+    pub(super) claimed: Option<Worker>,
 }
 
 /// The only place where the frame can go has no room.
 struct Full;
 
 /// How a reading turn of a port ended.
-enum Read {
+pub(super) enum Read {
     /// The descriptor has no more for now.
     Empty,
     /// There may be more.
@@ -82,6 +82,7 @@ impl Shard {
             Engine::Stream(_) => self.read_stream(carried),
             Engine::Dgram(_) => self.read_dgram(carried),
             Engine::User(_) => self.read_user(carried),
+            Engine::Vhost(_) => self.read_vhost(carried),
         }
     }
 
@@ -109,7 +110,7 @@ impl Shard {
     }
 
     /// Where the next frame of the port is to be read to; None where the port is to be held.
-    fn place(&mut self, carried: &Carried) -> Option<(*mut u8, Option<Worker>)> {
+    pub(super) fn place(&mut self, carried: &Carried) -> Option<(*mut u8, Option<Worker>)> {
         match carried.way {
             Some(Way::Lane(to)) => match self.producer(to).claim(CLAIM) {
                 // The copy for a capture would take the same room. SAFETY: a claim begins with the headroom.
@@ -197,7 +198,7 @@ impl Shard {
     }
 
     /// Decide about a frame and carry it on; whatever happens is counted.
-    fn settle(&mut self, carried: &mut Carried, arrival: Arrival) {
+    pub(super) fn settle(&mut self, carried: &mut Carried, arrival: Arrival) {
         let cell = self.arena.cell(self.me, carried.port);
         if !matches!(carried.engine, Engine::Dgram(_)) {
             cell.add(Counter::RxTaken, 1); // a datagram was counted with its batch

@@ -12,6 +12,7 @@
 mod egress;
 mod handover;
 mod ingress;
+mod vhost;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::arena::{Arena, PORTS, WORKERS};
 use crate::lane::{Consumer, Producer};
-use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Stream, Tap};
+use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Stream, Tap, Vhost};
 use crate::ports::{self, Cause, Counter, Port, Worker};
 use crate::switch::View;
 use crate::sys::{self, Epoll, Ready};
@@ -42,6 +43,8 @@ pub enum News {
     Ended(Port, i32),
     /// Datagrams wait for the service that the port is.
     Datagrams(Port),
+    /// A ring of a vhost-user port stopped, for its driver could not be followed; the others go on.
+    Stopped(Port, i32),
 }
 
 enum Engine {
@@ -49,6 +52,7 @@ enum Engine {
     Stream(Box<Stream>),
     Dgram(Box<Dgram>),
     User(Box<Network>),
+    Vhost(Box<Vhost>),
 }
 
 /// Where a port's last frame went.
@@ -249,7 +253,7 @@ impl Shard {
             novelty: Novelty::default(),
         };
         if !lent {
-            if !matches!(carried.engine, Engine::User(_)) {
+            if !matches!(carried.engine, Engine::User(_) | Engine::Vhost(_)) {
                 for fd in carried.descriptors() {
                     sys::nonblocking(fd)?;
                 }
@@ -264,7 +268,7 @@ impl Shard {
     fn listen(&self, carried: &Carried) -> io::Result<()> {
         let mut added: Vec<RawFd> = Vec::new();
         for fd in carried.readers() {
-            if let Err(error) = self.epoll.add(fd, libc::EPOLLIN as u32, PORT | u64::from(carried.port)) {
+            if let Err(error) = self.epoll.add(fd, carried.read_events(), PORT | u64::from(carried.port)) {
                 added.into_iter().for_each(|fd| self.epoll.remove(fd));
                 return Err(error);
             }
@@ -405,7 +409,11 @@ impl Shard {
 
     fn wake(&mut self, port: Port, events: u32) {
         let Some(carried) = &mut self.ports[usize::from(port)] else { return };
-        if carried.waits_writable && events & (libc::EPOLLOUT | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0 && !carried.dirty {
+        let writable = match carried.engine {
+            Engine::Vhost(_) => libc::EPOLLIN, // the guest has added buffers
+            _ => libc::EPOLLOUT,
+        };
+        if carried.waits_writable && events & (writable | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0 && !carried.dirty {
             carried.dirty = true;
             self.dirty.push(port);
         }
@@ -423,6 +431,9 @@ impl Shard {
             carried.dirty = false;
             let cell = self.arena.cell(self.me, port);
             let flushed = carried.flush(cell);
+            if let Engine::Vhost(device) = &mut carried.engine {
+                self.news.extend(device.take_stopped().map(|ring| News::Stopped(port, ring as i32)));
+            }
             match flushed {
                 Flush::Ended(errno) => {
                     self.end(carried, errno);
@@ -465,7 +476,9 @@ impl Shard {
     /// Tell epoll what we want of the port now.
     fn arm(&self, carried: &Carried) {
         let token = PORT | u64::from(carried.port);
-        let read = if carried.held_since_ns.is_some() { 0 } else { libc::EPOLLIN as u32 };
+        // What a guest rings says of its buffers too, so it is listened to even where nothing is to be read.
+        let deaf = carried.held_since_ns.is_some() && !matches!(carried.engine, Engine::Vhost(_));
+        let read = if deaf { 0 } else { carried.read_events() };
         let write = if carried.waits_writable { libc::EPOLLOUT as u32 } else { 0 };
         let writer = carried.writer();
         for fd in carried.readers() {
@@ -517,19 +530,28 @@ impl Shard {
 
 impl Carried {
     fn readers(&self) -> impl Iterator<Item = RawFd> + '_ {
-        let (many, one) = match &self.engine {
-            Engine::Tap(tap) => (tap.queues.as_slice(), None),
-            Engine::Stream(stream) => (&[][..], Some(stream.read_fd)),
-            Engine::Dgram(dgram) => (&[][..], Some(dgram.fd)),
-            Engine::User(network) => (&[][..], Some(network.epoll_fd())),
+        let (many, kicks, one) = match &self.engine {
+            Engine::Tap(tap) => (tap.queues.as_slice(), None, None),
+            Engine::Stream(stream) => (&[][..], None, Some(stream.read_fd)),
+            Engine::Dgram(dgram) => (&[][..], None, Some(dgram.fd)),
+            Engine::User(network) => (&[][..], None, Some(network.epoll_fd())),
+            Engine::Vhost(device) => (&[][..], Some(device.kicks()), None),
         };
-        many.iter().copied().chain(one)
+        many.iter().copied().chain(kicks.into_iter().flatten()).chain(one)
+    }
+
+    /// How the descriptors are waited for: a guest's bells by their edge, so that nobody has to set them back.
+    fn read_events(&self) -> u32 {
+        match self.engine {
+            Engine::Vhost(_) => (libc::EPOLLIN | libc::EPOLLET) as u32,
+            _ => libc::EPOLLIN as u32,
+        }
     }
 
     /// The descriptor that may have to be waited for before it can be written.
     fn writer(&self) -> Option<RawFd> {
         match &self.engine {
-            Engine::Tap(_) | Engine::User(_) => None,
+            Engine::Tap(_) | Engine::User(_) | Engine::Vhost(_) => None,
             Engine::Stream(stream) => Some(stream.write_fd),
             Engine::Dgram(dgram) => Some(dgram.send_fd),
         }
@@ -544,6 +566,7 @@ impl Carried {
             Engine::Tap(_) | Engine::User(_) => 0,
             Engine::Stream(stream) => stream.queued(),
             Engine::Dgram(dgram) => dgram.queued(),
+            Engine::Vhost(device) => device.queued(),
         }
     }
 
@@ -551,7 +574,7 @@ impl Carried {
     fn pending(&self) -> usize {
         match &self.engine {
             Engine::Dgram(dgram) => dgram.pending(),
-            Engine::Tap(_) | Engine::Stream(_) | Engine::User(_) => 0,
+            Engine::Tap(_) | Engine::Stream(_) | Engine::User(_) | Engine::Vhost(_) => 0,
         }
     }
 
@@ -560,6 +583,7 @@ impl Carried {
             Engine::Tap(_) | Engine::User(_) => false,
             Engine::Stream(stream) => stream.is_full(),
             Engine::Dgram(dgram) => dgram.is_full(),
+            Engine::Vhost(device) => device.is_full(),
         }
     }
 
@@ -568,6 +592,7 @@ impl Carried {
             Engine::Tap(_) | Engine::User(_) => Flush::Idle,
             Engine::Stream(stream) => stream.flush(cell),
             Engine::Dgram(dgram) => dgram.flush(cell),
+            Engine::Vhost(device) => device.flush(cell),
         }
     }
 }

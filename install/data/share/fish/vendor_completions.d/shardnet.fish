@@ -112,6 +112,7 @@ complete -c shardnet -n '__shardnet_at port reset' -f -a '(__shardnet_ask ports)
 complete -c shardnet -n __shardnet_just -f -a qemu -d 'Print the QEMU options that attach a guest to a port'
 complete -c shardnet -n '__shardnet_at qemu' -s l -l lab -r -f -a '(__shardnet_ask labs)' -d 'the lab, where more than one is running'
 complete -c shardnet -n '__shardnet_at qemu' -s m -l model -r -f -d 'the guest'\''s network card [default: virtio-net-pci]'
+complete -c shardnet -n '__shardnet_at qemu' -l memory -r -f -d 'the guest'\''s memory, where the port shares it (vhost-user); it takes the place of QEMU'\''s -m [default: 512M]'
 complete -c shardnet -n '__shardnet_at qemu' -l qemu -r -f -d 'QEMU'\''s version, instead of asking qemu-system-x86_64'
 complete -c shardnet -n '__shardnet_at qemu' -s o -l output -r -f -a 'table json' -d 'table or json [default: table]'
 complete -c shardnet -n '__shardnet_at qemu' -s h -l help -f -d 'print this'
