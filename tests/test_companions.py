@@ -1,11 +1,19 @@
 """Services behind a user-mode network: made from its section, handed its frames, restarted alone."""
 
+import itertools
+import os
 import random
+import select
+import signal
 import socket
+import threading
+import time
 
 import pytest
 
 import deadline
+import ends
+import flow
 from shardnet import lab as labs
 from shardnet import links
 
@@ -122,3 +130,53 @@ def test_a_companion_is_not_set_by_itself(running):
     assert running.port("net0.echo")["options"]["mtu"] == "1400"
     running.shardnet("port", "remove", "net0")
     assert {port["name"] for port in running.json("status")["ports"]} == {"inside"}
+
+
+class Asker(threading.Thread):
+    """Asks the service once a millisecond and keeps the times of its answers."""
+
+    def __init__(self, sock):
+        super().__init__(daemon=True)
+        self.sock, self.times, self.going = sock, [], True
+        sock.setblocking(False)
+
+    def run(self):
+        number = 0
+        while self.going:
+            number += 1
+            self.sock.send(number.to_bytes(8, "big"))
+            if select.select([self.sock], [], [], 0.001)[0]:
+                self.sock.recv(100)
+                self.times.append(time.monotonic())
+
+
+@pytest.mark.needs("root", "/dev/net/tun")
+def test_a_service_killed_under_load_is_back_and_nobody_else_loses_a_frame(lab, namespace):
+    netns = namespace("inside")
+    streams = [ends.Stream("left", flow.FROM), ends.Stream("right", flow.TO)]
+    running = lab(ALONE.format(netns=netns.name) + "".join(end.section for end in streams))
+    running.until_up("net0", "net0.echo", "inside")
+    asker = Asker(Inside(netns).socket(HOST))
+    back = []
+    with flow.running(running.run_dir, "left", "right") as numbered:
+        asker.start()
+        for _ in range(3):
+            deadline.until(lambda: len(asker.times) > 100, "answers")
+            asker.times.clear()
+            before = running.workers()
+            killed = time.monotonic()
+            os.kill(before["net0.echo"], signal.SIGKILL)
+            deadline.ended(before["net0.echo"], "its death")
+            deadline.until(lambda killed=killed: asker.times and asker.times[-1] > killed + 0.3, "answers again", 20)
+            gaps = [after - earlier for earlier, after in itertools.pairwise([killed, *asker.times])]
+            back.append(round(max(gaps) * 1000))
+            after = running.workers()
+            assert after["net0.echo"] != before["net0.echo"]
+            assert all(after[name] == before[name] for name in before if name != "net0.echo")
+        account = numbered.end()
+    asker.going = False
+    asker.join()
+    assert (account["lost"], account["twice"], account["disordered"]) == (0, 0, 0)
+    print("silent for", back, "ms")
+    net0 = running.counters("net0")
+    assert net0["offered"] == net0["tx_frames"] + net0["handed_over"] + net0["tx_drops"] + net0["queued"]

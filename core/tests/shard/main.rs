@@ -2,6 +2,7 @@
 
 mod accounting;
 mod capture;
+mod handover;
 mod pressure;
 mod switching;
 mod vlan;
