@@ -97,7 +97,6 @@ class Shard:
 
         `ipv4`, `ipv6`: (network, prefix, host's address, address to bind outgoing sockets to or None) or None; `mtu`: 0 for none;
         `restrict`; `loopback`: ranges of ports, None for all; `interface`: to bind outgoing sockets to, or ""; `max_flows`; `resolvers`;
-        `hostfwd`: (bound socket, "tcp" | "udp" | "unix", guest's address, guest's port) each, the socket stays the caller's;
         `guestfwd`: (address, port, sockaddr as bytes | command as str) each;
         `services`: ("tcp" | "udp", address or group, first port, last port, companion's port) or ("neighbours", address, 0, 0, port) each: what is handed over.
         """
@@ -157,6 +156,28 @@ class Shard:
 
     def vhost_announce(self, port: int, mac: bytes) -> None:
         """Have the switch hear a RARP request from this address of six bytes."""
+
+    def add_forward(self, port: int, fd: int, kind: str, guest: str | None, guest_port: int) -> int:
+        """Give a user-mode network what arrives at a bound (listening) socket, "tcp", "udp" or "unix"; returns the forward's number.
+
+        The socket stays the caller's, and open until the forward is removed. Without a guest what comes is refused.
+        """
+
+    def move_forward(self, port: int, forward: int, guest: str | None) -> None:
+        """Have a forward go to another guest; connections that there are stay."""
+
+    def remove_forward(self, port: int, forward: int) -> None: ...
+    def serve_at(self, port: int, guestfwd: Sequence[tuple[str, int, bytes | str]]) -> None:
+        """Have these guestfwd in the place of those before, as `add_user` takes them."""
+
+    def forwards(self, port: int) -> dict[int, tuple[int, int, int]]:
+        """Connections or datagrams taken, refused, and connections open now, by the forward's number."""
+
+    def served(self, port: int) -> list[tuple[int, int, int]]:
+        """The same for each guestfwd, in their order."""
+
+    def flows(self, port: int, cursor: int, most: int) -> tuple[list[dict[str, Any]], int | None]:
+        """At most `most` flows of a user-mode network from `cursor` on (0: from the first), and where to go on, None at the end."""
 
     def add_capture(self, fd: int, ports: Sequence[tuple[int, str]], snaplen: int) -> None:
         """Write what arrives by mirroring to `fd` as pcapng, an interface a port."""

@@ -293,6 +293,26 @@ class Client:
         except ValueError as why:
             raise Error(f"{port}: {what}: {why}") from None
 
+    def flows(self, port: str) -> Iterator[dict[str, Any]]:
+        """The flows of a user-mode network, asked for as they are read."""
+        return self.rows(port, "flows")
+
+    def forwards(self, port: str) -> list[dict[str, Any]]:
+        """What a user-mode network forwards, with what came by it."""
+        return list(self.rows(port, "forwards"))
+
+    def forward_add(self, *rules: str, port: str | None = None) -> dict[str, Any]:
+        """Forward as these rules say, all or none: QEMU's hostfwd, or guestfwd with `guestfwd=` in front.
+
+        `port` is the user-mode network where there are several. Returns its name as `port`, the rules `added`, those there
+        were already as `present`.
+        """
+        return self.call("forward-add", rules=list(rules), port=port)
+
+    def forward_remove(self, *rules: str, port: str | None = None) -> dict[str, Any]:
+        """Forward these no more; the host's side is enough. Connections that there are go on."""
+        return self.call("forward-remove", rules=list(rules), port=port)
+
     def rows(self, port: str, what: str, **args: Any) -> Iterator[dict[str, Any]]:
         """A list that the worker of a port tells, row by row; a page is asked for when the one before it is read."""
         cursor = None

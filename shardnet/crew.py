@@ -107,6 +107,7 @@ class Crew:
     def reopen(self, port: ports.Port, section: lab.Section) -> None:
         """Make a port anew, as another section of its kind says."""
         member = self.members[port.slot]
+        port.before = None
         self._change(port, "starting")
 
         def again() -> None:
@@ -118,6 +119,39 @@ class Crew:
                 self._prepare_and_open([port])
 
         self._let_go(port, again)
+
+    def alter(self, port: ports.Port, section: lab.Section) -> None:
+        """Have a port carry on as another section of its kind, which differs in what its worker changes by itself.
+
+        It settles when that is done, or could not be: then it carries on as before.
+        """
+        before, port.section = port.section, section
+        self.ports.configure(port)
+        carrier = self.members[port.slot].child
+        if carrier is None or port.state in ("starting", "restarting"):
+            return  # whoever opens it next does so as this section says, and then it settles
+
+        def then(_port: ports.Port, error: str | None) -> None:
+            if port.state in ("removing", "failed") or self.members[port.slot].child is not carrier:
+                return  # who opens it next has its section
+            self.processes.keep(carrier, port)
+            if error is None:
+                carrier.send({"op": "change", "port": port.id, "given": dict(section.given)})
+            else:
+                self._altered(port, error)
+
+        port.before = before
+        self.processes.prepare([port], self._about, then)
+
+    def _altered(self, port: ports.Port, error: str) -> None:
+        """A worker has changed a port, or (`error`) could not."""
+        before, port.before = port.before, None
+        if error and before is not None:
+            port.section = before
+            self.ports.configure(port)
+            # What was prepared for nothing is closed by the worker that has it, by this.
+            self.members[port.slot].child.send({"op": "change", "port": port.id, "given": dict(before.given)})
+        port.settle(error or None)
 
     def reset(self, port: ports.Port) -> None:
         """Try a failed port again, with the descriptors it had."""
@@ -344,7 +378,10 @@ class Crew:
             case "failed":
                 if port.state != "removing":
                     self._fail(port, text["error"])
+            case "changed" if port.before is not None:
+                self._altered(port, text["error"])
             case "opened":
+                port.before = None
                 if port.state in ("starting", "restarting"):
                     self._change(port, "up")
                 tellers = [other for other in self.ports if leases.concerns(other, port)]
@@ -386,6 +423,7 @@ class Crew:
             self.journal.note(state, text, port=port.name, section=port.title, level=level)
 
     def _fail(self, port: ports.Port, why: str) -> None:
+        port.before = None
         self._change(port, "failed", why)
         port.settle(why)
         if port.lost is not None:

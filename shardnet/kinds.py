@@ -63,3 +63,8 @@ def module(kind: str) -> ModuleType:
                 if hasattr(found, "Options"):
                     return found
     raise LookupError(kind)
+
+
+def live(kind: str) -> frozenset[str]:
+    """The keys of a kind that a worker changes while it carries the port: its module's `LIVE`, for a Port with `change`."""
+    return getattr(module(kind), "LIVE", frozenset())

@@ -175,14 +175,19 @@ def companions(of: Section) -> dict[str, Section]:
 
 def only_arena(before: Section, after: Section) -> bool:
     """True where two sections of a port differ only in what is changed in the arena while the port carries on."""
-    return options.ARENA_KEYS.issuperset(_changed(before, after))
+    return options.ARENA_KEYS.issuperset(changed(before, after))
 
 
 def carries_on(before: Section, after: Section) -> bool:
-    """As `only_arena`, but its companions may differ too, each by itself."""
+    """As `only_arena`, but its companions may differ too, each by itself, and what its worker changes while it carries on."""
     passed_on: frozenset[str] = getattr(kinds.module(after.kind), "PASSED_ON", frozenset())
     same = companions(before).keys() == companions(after).keys()
-    return same and (options.ARENA_KEYS | passed_on).issuperset(_changed(before, after))
+    return same and (options.ARENA_KEYS | passed_on | kinds.live(after.kind)).issuperset(changed(before, after))
+
+
+def alters(before: Section, after: Section) -> bool:
+    """Do they differ in what the port's worker changes while it carries on?"""
+    return not kinds.live(after.kind).isdisjoint(changed(before, after))
 
 
 def unknown(kind: str) -> str:
@@ -213,7 +218,7 @@ class Step(NamedTuple):
 def plan(old: Lab, new: Lab) -> list[Step]:
     """Say what turns the lab `old` into `new`, in the order in which to do it.
 
-    A `change` is made in the arena while the port carries on, a `restart` makes the port anew. A `restart` of [lab] is
+    A `change` is made while the port carries on, a `restart` makes the port anew. A `restart` of [lab] is
     one of the whole lab, which no reload can do.
     """
     before = {port.name: port for port in old.ports}
@@ -221,7 +226,7 @@ def plan(old: Lab, new: Lab) -> list[Step]:
     steps = []
     if old.name != new.name:
         steps.append(Step("restart", new.section, f"name = {new.name} (was {old.name})"))
-    elif keys := _changed(old.section, new.section):
+    elif keys := changed(old.section, new.section):
         steps.append(Step("restart", new.section, _news(old.section, new.section, keys)))
     for name, port in before.items():
         if name not in after:
@@ -231,19 +236,20 @@ def plan(old: Lab, new: Lab) -> list[Step]:
     for name in dict.fromkeys([*old.switches, *new.switches]):
         usual = Section("switch", name, {}, switch.Options())
         was, now = old.switches.get(name, usual), new.switches.get(name, usual)
-        if keys := _changed(was, now):
+        if keys := changed(was, now):
             steps.append(Step("change", now, _news(was, now, keys)))
     for name, port in after.items():
         former = before.get(name)
         if former is None or former.kind != port.kind:
             steps.append(Step("add", port, f"was {former}" if former else "new in the lab"))
-        elif keys := _changed(former, port):
+        elif keys := changed(former, port):
             action: Action = "change" if carries_on(former, port) else "restart"
             steps.append(Step(action, port, _news(former, port, keys)))
     return steps
 
 
-def _changed(old: Section, new: Section) -> list[str]:
+def changed(old: Section, new: Section) -> list[str]:
+    """The keys that say something else in another section of the same kind."""
     fields = options.declared(type(new.options))
     return [
         options.key_of(field)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import shardnet
-from shardnet import captures, clients, control, kinds, lab, netdev, options, plugged, ports, pulse
+from shardnet import captures, clients, control, forwarding, kinds, lab, netdev, options, plugged, ports, pulse
 
 if TYPE_CHECKING:
     from shardnet import supervisor
@@ -236,6 +236,8 @@ def _add(
 
 def _set(run: "supervisor.Supervisor", request: clients.Request, port: ports.Port, wanted: dict[str, str]) -> None:
     """Change keys of a port; an empty value takes a key away. Where the port does not open so, it is as it was."""
+    if port.before is not None:
+        raise control.Error(f"{port.name}: is being changed already", 75)
     before = port.section
     given = {key: text for key, text in {**before.given, **wanted}.items() if text}
     module = plugged if port.plugged else None
@@ -352,6 +354,8 @@ OPERATIONS: dict[str, Callable[["supervisor.Supervisor", clients.Request], None]
     "capture": capture,
     "plug": plug,
     "ask": ask,
+    "forward-add": forwarding.add,
+    "forward-remove": forwarding.remove,
     "reload": reload,
     "stop": stop,
     "restart": restart,

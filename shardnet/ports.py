@@ -28,6 +28,7 @@ class Port:
         default_factory=set
     )  # slots of those that have it and were asked to return it
     returned: Callable[[], None] | None = None  # called when none of them has it any more
+    before: lab.Section | None = None  # while its worker is told to carry on as another section: what it was
     lost: Callable[[], None] | None = None  # called when it fails and cannot be had again: it was plugged
     behind: "Port | None" = None  # the port whose companion this is
     companions: dict[str, "Port"] = dataclasses.field(default_factory=dict)  # by suffix

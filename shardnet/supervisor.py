@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from shardnet import control, journal, lab, notify, ports, rundir
+from shardnet import control, forwarding, journal, lab, notify, ports, rundir
 
 READY = "SHARDNET_READY"  # set in a detached supervisor: the descriptor to tell, empty when it has been told
 ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -123,7 +123,7 @@ class Supervisor:
         self.crew.stop(self._stopped)
 
     def change(self, port: ports.Port, section: lab.Section) -> None:
-        """Give a port another section of its kind: in the arena if that is enough, else the port is made anew.
+        """Give a port another section of its kind: while it carries on where that can be, else the port is made anew.
 
         Its companions follow. Who waits for the port is told when all of them are open.
         """
@@ -135,10 +135,12 @@ class Supervisor:
         kept = [(one, wanted[suffix]) for suffix, one in port.companions.items()]
         added = self.ports.accompany(port, {word: one for word, one in wanted.items() if word not in port.companions})
         anew = {one: new for one, new in kept if not lab.only_arena(one.section, new)}
-        if not carries_on:
+        alters = lab.alters(port.section, section)
+        if not carries_on or (alters and port.state == "failed"):
             anew[port] = section
+        altered = [port] if alters and port not in anew else []
         for one, new in [*kept, (port, section)]:
-            if one not in anew:
+            if one not in anew and one not in altered:
                 one.section = new
                 self.ports.configure(one)
         waiters, port.waiters = port.waiters, []
@@ -147,8 +149,10 @@ class Supervisor:
             port.waiters += waiters
             port.settle("; ".join(errors.values()) or None)
 
-        ports.together([*anew, *added], settled)
+        ports.together([*anew, *added, *altered], settled)
         self.crew.add(added)
+        for one in altered:
+            self.crew.alter(one, section)
         for one, new in anew.items():
             self.crew.reopen(one, new)
 
@@ -207,7 +211,7 @@ class Supervisor:
 
         def go_on() -> None:
             self.ports.configure_switches(new.switches)
-            self.lab = new
+            old, self.lab = self.lab, new
             added, settling, changes = [], [], []
             for step in steps:
                 if step.action == "remove" or step.section.kind == "switch":
@@ -218,7 +222,7 @@ class Supervisor:
                     added += made
                     settling += made
                 else:
-                    changes.append((port, step.section))
+                    changes.append((port, forwarding.merged(old, port.section, step.section)))
                     settling.append(port)
             ports.together(settling, done)
             for port, section in changes:

@@ -6,6 +6,7 @@ The supervisor is at the other end of one socket. Its messages, in the order of 
     keep + descriptor          what a predecessor deposited under (port, key)
     add                        a port; with `prepare`, also make or recall its descriptors: privileges are still there
     open                       carry the port; the first one of a life drops the privileges, for ever
+    change                     a port's options, where its kind can do so while it carries
     ask, leases                a question (answers.py); what a DHCP service of the same network tells (leases.py)
     remove, withdraw, capture, stop
 
@@ -252,6 +253,9 @@ class Worker:
                 if place := self.places.get(port):
                     self._close(place)
                 self.line.send({"op": "removed", "port": port})
+            case {"op": "change", "port": port}:
+                if place := self.places.get(port):
+                    self.attempt(place, self._change, place, message["given"])
             case {"op": "ask", "port": port}:
                 self._ask(port, message)
             case {"op": "leases", "port": port}:
@@ -299,6 +303,17 @@ class Worker:
         if message["prepare"]:
             place.carrier.prepare()
             place.tell("prepared")
+
+    def _change(self, place: Place, given: dict[str, str]) -> None:
+        """Carry on with other options; where the port refuses them it goes on as it can, and the supervisor takes them back."""
+        wanted = options.read(place.module, given)
+        try:
+            place.carrier.change(wanted)
+        except OSError as error:
+            place.tell("changed", error=said(error))
+            return
+        place.options = wanted
+        place.tell("changed")
 
     def _ask(self, port: int, message: dict[str, Any]) -> None:
         """Answer a question about a port; one that a carrier stumbles over fails nothing but itself."""

@@ -37,6 +37,10 @@ class Place:
         kept = self.desk.store.get((self.port, key))
         return None if kept is None else os.dup(kept)
 
+    @property
+    def kept(self):
+        return [key for port, key in self.desk.store if port == self.port]
+
     def forget(self, key):
         with contextlib.suppress(KeyError):
             os.close(self.desk.store.pop((self.port, key)))

@@ -67,7 +67,6 @@ fn exchange_of(max_flows: usize) -> Exchange {
         interface: String::new(),
         max_flows,
         resolvers: Vec::new(),
-        hostfwd: Vec::new(),
         guestfwd: Vec::new(),
         handed: Vec::new(),
         service: None,

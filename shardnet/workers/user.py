@@ -20,7 +20,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from shardnet import addresses, forwards, kinds, options
+from shardnet import addresses, answers, forwards, kinds, options
 
 if TYPE_CHECKING:
     from shardnet import worker
@@ -49,6 +49,10 @@ REFUSED = {
     "smbserver": SMB,
     "shards": "one worker carries the network; give other ports a worker of their own with shard",
 }
+# What is changed while the network carries on, see Port.change.
+LIVE = frozenset({"hostfwd", "guestfwd"})
+LEASES = True  # hears of them
+FLOWS_PAGE = 400  # 1 ms of the engine's time, and less than a record of the line
 NO_QEMU = "it is a network, not a guest's port; a guest attaches to a stream or dgram port of the same switch"
 
 
@@ -146,7 +150,7 @@ class Options(options.PortOptions):
     ipv6_host: ipaddress.IPv6Address | None = options.option(None, key="ipv6-host", read=address6)
     # On: guests reach what guestfwd names, and nothing else.
     restrict: bool = False
-    # From the host to a guest, once for each: see QEMU's. The guest is x.y.2.15 unless said.
+    # From the host to a guest, once for each: see QEMU's. The guest is x.y.2.15 unless said; a name is whoever has its lease.
     hostfwd: tuple[str, ...] = ()
     # From guests to a service of the host's, once for each: see QEMU's.
     guestfwd: tuple[str, ...] = ()
@@ -259,11 +263,17 @@ def check(given: Options) -> Iterator[tuple[str, str]]:
 
 def _check_forwards(given: Options) -> Iterator[tuple[str, str]]:
     seen: set[Any] = set()
+    inward: list[forwards.HostForward] = []
     for text in given.hostfwd:
         try:
             rule = forwards.host(text)
         except ValueError as why:
             yield "hostfwd", f"{text}: {why}"
+            continue
+        if earlier := next((one for one in inward if one.collides(rule)), None):
+            yield "hostfwd", f"{text}: {earlier.here} is forwarded already, by {earlier}"
+        inward.append(rule)
+        if rule.name:
             continue
         guest = rule.guest or given.lease
         its_net = given.network6 if guest is not None and guest.version == 6 else given.network
@@ -292,18 +302,36 @@ def _check_forwards(given: Options) -> Iterator[tuple[str, str]]:
         seen.add((service.address, service.port))
 
 
+@dataclasses.dataclass
+class Inward:
+    """A hostfwd that stands: its sockets, what the engine calls them, and the file of a unix socket."""
+
+    rule: forwards.HostForward
+    sockets: list[socket.socket]
+    numbers: list[int]
+    file: tuple[addresses.Unix, tuple[int, int] | None] | None
+
+    @property
+    def where(self) -> str:
+        """Where it listens, with the port that it got."""
+        name = self.sockets[0].getsockname()
+        if isinstance(name, str):
+            return name
+        first = addresses.written(name[0], name[1])
+        return f"{first}-{name[1] + self.rule.count - 1}" if self.rule.count > 1 else first
+
+
 class Port:
     def __init__(self, given: Options, place: "worker.Place") -> None:
         self.options = given
         self.place = place
-        self.sockets: list[socket.socket] = []
-        self.files: list[tuple[addresses.Unix, tuple[int, int] | None]] = []
+        self.inward: dict[str, Inward] = {}  # by the rule
+        self.named: dict[str, forwards.Address] = {}  # the leases
 
     def prepare(self) -> None:
         """Bind what is forwarded from the host, while there may be a right to low ports."""
         for rule in self.options.inward:
-            for step in range(rule.count):
-                key = f"{rule} {step}"
+            for key, step in _keys(rule):
                 if (kept := self.place.recall(key)) is not None:
                     os.close(kept)
                     continue
@@ -315,35 +343,57 @@ class Port:
         with contextlib.suppress(ValueError, OSError):  # flows are descriptors; what there is has to do
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._close_sockets()
-        hostfwd: list[tuple[int, str, str, int]] = []
-        told: list[str] = []
-        for rule in self.options.inward:
-            for step in range(rule.count):
-                fd = self.place.recall(f"{rule} {step}")
-                assert fd is not None  # prepare() deposited it
-                bound = socket.socket(fileno=fd)
-                self.sockets.append(bound)
-                guest = rule.guest or self.options.lease
-                hostfwd.append((fd, rule.kind, str(guest), rule.port + step))
-                if rule.kind == "unix":
-                    address = addresses.Unix(path=rule.path)
-                    self.files.append((address, address.identity))
-                if step == 0:
-                    told.append(f"{rule.kind} {_where(bound)} to {guest}:{rule.port}")
-        self.place.shard.add_user(self.place.port, self._described(hostfwd))
-        hosts = " and ".join(str(host) for host in (self.options.host4, self.options.host6) if host is not None)
+        self.place.shard.add_user(self.place.port, self._described())
+        self.change(self.options)
+
+    def change(self, wanted: Options) -> None:
+        """Forward as `wanted` says from now on; what is open stays open. The sockets were bound by prepare()."""
+        rules = {str(rule): rule for rule in wanted.inward}
+        for text in [text for text in self.inward if text not in rules]:
+            self._end(self.inward.pop(text))
+        keys = {key for rule in rules.values() for key, _ in _keys(rule)}
+        for key in [
+            key for key in self.place.kept if key.startswith("hostfwd ") and key not in keys
+        ]:  # of a change that could not be made
+            self.place.forget(key)
+        for text, rule in rules.items():
+            if text not in self.inward:
+                self._begin(text, rule)
+        self.place.shard.serve_at(self.place.port, [_served(one) for one in wanted.served])
+        self.options = wanted
+        hosts = " and ".join(str(host) for host in (wanted.host4, wanted.host6) if host is not None)
+        told = [f"{one.rule.kind} {one.where} to {self._goal(one.rule)}" for one in self.inward.values()]
         self.place.state("up", "; ".join([f"this host is {hosts}", *told]))
+
+    def leased(self, what: str, address: str, mac: str, name: str) -> None:
+        """Note who has a name; forwards to it follow."""
+        ip = ipaddress.ip_address(address)
+        self.named = {known: its for known, its in self.named.items() if its != ip}
+        if what in ("known", "given", "renewed") and name:
+            self.named[name.lower()] = ip
+        for one in self.inward.values():
+            if one.rule.name:
+                guest = self._guest(one.rule)
+                for number in one.numbers:
+                    with contextlib.suppress(OSError):  # another UDP forward goes there already: to nobody then
+                        self.place.shard.move_forward(self.place.port, number, None if guest is None else str(guest))
 
     def close(self) -> None:
         self.place.shard.remove(self.place.port)
         self._close_sockets()
-        for address, identity in self.files:
-            address.remove(identity)
 
-    def asked(self, what: str, args: Mapping[str, Any]) -> dict[str, Any]:
-        """network: the addresses, for who wants to be a guest by hand."""
+    def asked(self, what: str, args: Mapping[str, Any]) -> dict[str, Any] | list[Any]:
+        """network: the addresses, for who wants to be a guest by hand; flows; forwards with what came by them."""
+        if what == "flows":
+            cursor = args.get(answers.CURSOR, 0)
+            if not isinstance(cursor, int) or not 0 <= cursor < 1 << 40:
+                raise ValueError("no cursor of an answer")
+            rows, after = self.place.shard.flows(self.place.port, cursor, FLOWS_PAGE)
+            return answers.page(rows, after)
+        if what == "forwards":
+            return self._forwards()
         if what != "network":
-            raise ValueError("unknown question" + options.meant(what, ["network"]))
+            raise ValueError("unknown question" + options.meant(what, ["flows", "forwards", "network"]))
         given = self.options
         found = {
             "net": given.network,
@@ -358,21 +408,76 @@ class Port:
     def ended(self, error: int) -> None:
         """A network has no descriptor that could end."""
 
+    def _forwards(self) -> list[dict[str, Any]]:
+        counts = self.place.shard.forwards(self.place.port)
+        found = []
+        for text, one in self.inward.items():
+            taken, refused, opened = (sum(counts[number][at] for number in one.numbers) for at in range(3))
+            row = {"way": "hostfwd", "rule": text, "listens": one.where, "to": self._goal(one.rule)}
+            found.append({**row, "taken": taken, "refused": refused, "open": opened})
+        served = zip(self.options.served, self.place.shard.served(self.place.port), strict=True)
+        for rule, (taken, refused, opened) in served:
+            where = addresses.written(str(rule.address), rule.port)
+            row = {"way": "guestfwd", "rule": str(rule), "listens": where, "to": str(rule).split("-", 1)[1]}
+            found.append({**row, "taken": taken, "refused": refused, "open": opened})
+        return found
+
+    def _begin(self, text: str, rule: forwards.HostForward) -> None:
+        guest = self._guest(rule)
+        one = Inward(rule, [], [], None)
+        try:
+            for key, step in _keys(rule):
+                fd = self.place.recall(key)
+                assert fd is not None  # prepare() deposited it
+                one.sockets.append(socket.socket(fileno=fd))
+                number = self.place.shard.add_forward(
+                    self.place.port, fd, rule.kind, None if guest is None else str(guest), rule.port + step
+                )
+                one.numbers.append(number)
+        except OSError:
+            self._end(one)
+            raise
+        if rule.kind == "unix":
+            address = addresses.Unix(path=rule.path)
+            one.file = (address, address.identity)
+        self.inward[text] = one
+
+    def _end(self, one: Inward) -> None:
+        """Take nothing more there, and have nobody keep the sockets."""
+        for number in one.numbers:
+            self.place.shard.remove_forward(self.place.port, number)
+        _close(one)
+        for key, _ in _keys(one.rule):
+            self.place.forget(key)
+
     def _close_sockets(self) -> None:
-        for bound in self.sockets:
-            bound.close()
-        self.sockets.clear()
+        for one in self.inward.values():
+            _close(one)
+        self.inward.clear()
+
+    def _guest(self, rule: forwards.HostForward) -> forwards.Address | None:
+        """Who a forward goes to now."""
+        if not rule.name:
+            return rule.guest or self.options.lease
+        found = self.named.get(rule.name)
+        if found is None:
+            return None
+        its_net = self.options.network6 if found.version == 6 else self.options.network
+        return found if its_net is not None and found in its_net else None
+
+    def _goal(self, rule: forwards.HostForward) -> str:
+        return f"{rule.name}:{rule.port}" if rule.name else addresses.written(str(self._guest(rule)), rule.port)
 
     def _bind(self, rule: forwards.HostForward, step: int) -> socket.socket:
         if rule.kind == "unix":
             return addresses.Unix(path=rule.path).bind(socket.SOCK_STREAM)
-        guest = rule.guest or self.options.lease
+        guest = rule.guest or self.options.lease  # a name may have either, and IPv4 mostly
         host = rule.host or ("::" if guest is not None and guest.version == 6 else "0.0.0.0")
         kind = socket.SOCK_DGRAM if rule.kind == "udp" else socket.SOCK_STREAM
         port = rule.first + step if rule.first else 0
         return addresses.Inet(host=host, port=str(port)).bind(kind)
 
-    def _described(self, hostfwd: list[tuple[int, str, str, int]]) -> dict[str, Any]:
+    def _described(self) -> dict[str, Any]:
         given = self.options
         out4, out6, interface = None, None, given.outbound
         with contextlib.suppress(ValueError):
@@ -388,10 +493,26 @@ class Port:
             "interface": interface,
             "max_flows": given.max_flows,
             "resolvers": [str(server) for server in given.dns_servers],
-            "hostfwd": hostfwd,
             "services": [(*rule, self.place.companions[one.suffix]) for one in companions(given) for rule in one.takes],
-            "guestfwd": [(str(one.address), one.port, _target(one)) for one in given.served],
+            "guestfwd": [_served(one) for one in given.served],
         }
+
+
+def _keys(rule: forwards.HostForward) -> list[tuple[str, int]]:
+    """The deposits of a rule, one a port of its range."""
+    return [(f"hostfwd {rule} {step}", step) for step in range(rule.count)]
+
+
+def _close(one: Inward) -> None:
+    for bound in one.sockets:
+        bound.close()
+    if one.file is not None:
+        address, identity = one.file
+        address.remove(identity)
+
+
+def _served(service: forwards.GuestForward) -> tuple[str, int, bytes | str]:
+    return str(service.address), service.port, _target(service)
 
 
 def _target(service: forwards.GuestForward) -> bytes | str:
@@ -400,8 +521,3 @@ def _target(service: forwards.GuestForward) -> bytes | str:
     if service.kind == "unix":
         return addresses.Unix(path=service.to).sockaddr
     return addresses.Inet(host=service.to, port=str(service.to_port)).sockaddr
-
-
-def _where(bound: socket.socket) -> str:
-    name = bound.getsockname()
-    return name if isinstance(name, str) else addresses.written(name[0], name[1])

@@ -44,7 +44,6 @@ pub fn config(given: Given) -> PyResult<Config> {
         interface: String::new(),
         max_flows: given.max_flows,
         resolvers: Vec::new(),
-        hostfwd: Vec::new(),
         guestfwd: given.tcp.into_iter().map(guestfwd).collect::<PyResult<_>>()?,
         handed: Vec::new(),
         service: Some(service),

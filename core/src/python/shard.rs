@@ -1,5 +1,6 @@
 //! The loop of a worker, for its process.
 
+use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -185,6 +186,41 @@ impl Shard {
         })
     }
 
+    fn add_forward(&mut self, port: usize, fd: RawFd, kind: &str, guest: Option<&str>, guest_port: u16) -> PyResult<u32> {
+        let forward = super::user::hostfwd(fd, kind, guest, guest_port)?;
+        Ok(self.network(port)?.add_forward(forward)?)
+    }
+
+    fn move_forward(&mut self, port: usize, forward: u32, guest: Option<&str>) -> PyResult<()> {
+        let guest = guest.map(super::user::address).transpose()?;
+        Ok(self.network(port)?.move_forward(forward, guest)?)
+    }
+
+    fn remove_forward(&mut self, port: usize, forward: u32) -> PyResult<()> {
+        self.network(port)?.remove_forward(forward);
+        Ok(())
+    }
+
+    fn serve_at(&mut self, port: usize, guestfwd: Vec<(String, u16, super::user::To)>) -> PyResult<()> {
+        let forwards = guestfwd.into_iter().map(super::user::guestfwd).collect::<PyResult<_>>()?;
+        self.network(port)?.serve_at(forwards);
+        Ok(())
+    }
+
+    fn forwards(&mut self, port: usize) -> PyResult<HashMap<u32, (u64, u64, u64)>> {
+        let counts = self.network(port)?.forwards();
+        Ok(counts.into_iter().map(|count| (count.id, (count.taken, count.refused, count.open))).collect())
+    }
+
+    fn served(&mut self, port: usize) -> PyResult<Vec<(u64, u64, u64)>> {
+        Ok(self.network(port)?.served().into_iter().map(|(_, taken, refused, open)| (taken, refused, open)).collect())
+    }
+
+    fn flows(&mut self, port: usize, cursor: u64, most: usize) -> PyResult<(Vec<super::user::Row>, Option<u64>)> {
+        let (flows, next) = self.network(port)?.flows(cursor, most);
+        Ok((flows.into_iter().map(super::user::row).collect(), next))
+    }
+
     fn add_capture(&mut self, fd: RawFd, ports: Vec<(usize, String)>, snaplen: usize) -> PyResult<()> {
         let ports = ports.into_iter().map(|(port, name)| Ok((port_of(port)?, name))).collect::<PyResult<Vec<_>>>()?;
         self.inner.add_capture(Capture::new(fd, &ports, snaplen));
@@ -228,6 +264,10 @@ impl Shard {
 impl Shard {
     fn vhost<R>(&mut self, port: usize, change: impl FnOnce(&mut Vhost) -> std::io::Result<R>) -> PyResult<R> {
         Ok(self.inner.vhost(port_of(port)?, change)?)
+    }
+
+    fn network(&mut self, port: usize) -> PyResult<&mut crate::user::Network> {
+        self.inner.network(port_of(port)?).ok_or_else(|| PyValueError::new_err(format!("port {port} is no network here")))
     }
 }
 

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use super::arena::port_of;
 use crate::frame::{TCP, UDP};
 use crate::user::config::{GuestForward, Handed, HostForward, Loopback, Served, Subnet, Transport, What};
+use crate::user::listing::Flow;
 use crate::user::socket::Name;
 use crate::user::{Config, Endpoint};
 
@@ -57,7 +58,6 @@ pub struct Given {
     interface: String,
     max_flows: usize,
     resolvers: Vec<String>,
-    hostfwd: Vec<(i32, String, String, u16)>,
     guestfwd: Vec<(String, u16, To)>,
     services: Vec<(String, String, u16, u16, usize)>,
 }
@@ -70,10 +70,11 @@ pub fn guestfwd((ip, port, to): (String, u16, To)) -> PyResult<GuestForward> {
     Ok(GuestForward { at: Endpoint { ip: address(&ip)?, port }, to })
 }
 
+pub fn hostfwd(fd: i32, kind: &str, guest: Option<&str>, port: u16) -> PyResult<HostForward> {
+    Ok(HostForward { fd, transport: transport(kind)?, guest: guest.map(address).transpose()?, port })
+}
+
 pub fn config(given: Given) -> PyResult<Config> {
-    let hostfwd = |(fd, kind, ip, port): (i32, String, String, u16)| {
-        Ok(HostForward { fd, transport: transport(&kind)?, guest: Endpoint { ip: address(&ip)?, port } })
-    };
     Ok(Config {
         v4: given.ipv4.map(subnet).transpose()?,
         v6: given.ipv6.map(subnet).transpose()?,
@@ -83,7 +84,6 @@ pub fn config(given: Given) -> PyResult<Config> {
         interface: given.interface,
         max_flows: given.max_flows,
         resolvers: given.resolvers.iter().map(|text| address(text)).collect::<PyResult<_>>()?,
-        hostfwd: given.hostfwd.into_iter().map(hostfwd).collect::<PyResult<_>>()?,
         guestfwd: given.guestfwd.into_iter().map(guestfwd).collect::<PyResult<_>>()?,
         handed: given.services.iter().map(handed).collect::<PyResult<_>>()?,
         service: None,
@@ -98,4 +98,48 @@ fn handed((what, at, first, last, to): &(String, String, u16, u16, usize)) -> Py
         _ => return Err(PyValueError::new_err(format!("{what}: neither tcp nor udp nor neighbours"))),
     };
     Ok(Handed { what, at: address(at)?, to: port_of(*to)? })
+}
+
+/// A flow as Python has it: a dict of these fields.
+#[derive(IntoPyObject)]
+pub struct Row {
+    protocol: &'static str,
+    state: &'static str,
+    direction: &'static str,
+    guest: String,
+    guest_port: u16,
+    far: Option<String>,
+    far_port: Option<u16>,
+    host: Option<String>,
+    host_port: Option<u16>,
+    bytes_from_guest: u64,
+    bytes_to_guest: u64,
+    age_ms: u64,
+    idle_ms: u64,
+    retransmits: Option<u32>,
+}
+
+pub fn row(flow: Flow) -> Row {
+    let ip = |end: Option<Endpoint>| end.map(|end| written(end.ip));
+    let port = |end: Option<Endpoint>| end.map(|end| end.port);
+    Row {
+        protocol: flow.protocol,
+        state: flow.state,
+        direction: if flow.inward { "in" } else { "out" },
+        guest: written(flow.guest.ip),
+        guest_port: flow.guest.port,
+        far: ip(flow.far),
+        far_port: port(flow.far),
+        host: ip(flow.local),
+        host_port: port(flow.local),
+        bytes_from_guest: flow.from_guest,
+        bytes_to_guest: flow.to_guest,
+        age_ms: flow.age_ms,
+        idle_ms: flow.idle_ms,
+        retransmits: flow.resent,
+    }
+}
+
+pub fn written(ip: Ipv6Addr) -> String {
+    ip.to_ipv4_mapped().map_or_else(|| ip.to_string(), |ip| ip.to_string())
 }

@@ -48,12 +48,14 @@ pub enum Transport {
 }
 
 /// `hostfwd`: what arrives at a socket of the host goes to a guest.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct HostForward {
-    /// A bound socket, listening where it has connections; it stays the caller's.
+    /// A bound socket, listening where it has connections; it stays the caller's, and open until the forward is removed.
     pub fd: i32,
     pub transport: Transport,
-    pub guest: Endpoint,
+    /// None while nobody has the name that it goes to: what comes is refused.
+    pub guest: Option<Ipv6Addr>,
+    pub port: u16,
 }
 
 /// `guestfwd`: what a guest sends to an address that the network owns goes elsewhere.
@@ -101,7 +103,6 @@ pub struct Config {
     pub max_flows: usize,
     /// Resolvers for router advertisements.
     pub resolvers: Vec<Ipv6Addr>,
-    pub hostfwd: Vec<HostForward>,
     pub guestfwd: Vec<GuestForward>,
     pub handed: Vec<Handed>,
     /// The network is that of a service, and of nothing else.

@@ -70,6 +70,12 @@ unsafe fn put(at: *mut libc::cmsghdr, level: libc::c_int, kind: libc::c_int, val
     }
 }
 
+/// Take a datagram that nobody wants; false where there is none. The descriptor is non-blocking.
+pub fn discard(fd: i32) -> bool {
+    // SAFETY: no memory is given to write to.
+    unsafe { libc::recv(fd, ptr::null_mut(), 0, libc::MSG_DONTWAIT) >= 0 }
+}
+
 /// A datagram that came: how long, from whom, and the size of those that it was put together from (0: it is one).
 pub struct Received {
     /// Of all of it: the part behind what `out` takes is in `rest`.

@@ -142,6 +142,20 @@ impl<K: Copy + Eq + std::hash::Hash, V> Table<K, V> {
         Some((key, value))
     }
 
+    /// The flows in the slots `from..to`, each with its slot: whoever walks them in parts meets no flow twice.
+    pub fn between(&self, from: usize, to: usize) -> impl Iterator<Item = (usize, &K, &V)> {
+        let (from, to) = (from.min(self.slots.len()), to.min(self.slots.len()));
+        self.slots[from..to].iter().enumerate().filter_map(move |(at, slot)| {
+            let (key, value) = slot.entry.as_ref()?;
+            Some((from + at, key, value))
+        })
+    }
+
+    /// How many slots there are.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (Id, &K, &V)> {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {
             let (key, value) = slot.entry.as_ref()?;

@@ -2,15 +2,18 @@
 //!
 //! The sockets that listen were made by Python, which keeps them when this worker dies; here they are only accepted from.
 //! The guest sees the client's own address and port, but for one on the host itself, which is the host address. A guest
-//! that refuses makes the client's connection end with a reset: accept() has already told it that somebody is there.
+//! that refuses makes the client's connection end with a reset: accept() has already told it that somebody is there. So does
+//! a forward to a name that nobody has a lease for; datagrams for it are dropped.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use super::config::{HostForward, Transport};
+use super::config::{GuestForward, HostForward, Transport};
+use super::datagram;
 use super::flows::{Endpoint, Ends, Id};
 use super::socket::{Name, Socket};
 use super::tcp::{State, Tcp, flag};
@@ -22,69 +25,177 @@ const BURST: usize = 64;
 /// Where ports for clients without one begin (unix sockets): those that IANA leaves to everybody.
 const EPHEMERAL: u16 = 49_152;
 
+/// A forward, and what has come by it.
 pub struct Listener {
     forward: HostForward,
     next_port: u16,
+    taken: u64,
+    refused: u64,
+    /// Of UDP, while there is a guest: the flow that stands for it.
+    flow: Option<Id>,
+}
+
+/// What a forward has seen: connections, or datagrams of UDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count {
+    pub id: u32,
+    pub taken: u64,
+    pub refused: u64,
+    /// Connections that there are now.
+    pub open: u64,
 }
 
 impl Network {
-    pub(super) fn listen(&mut self, forward: HostForward) -> io::Result<()> {
-        if forward.transport == Transport::Udp {
-            return self.listen_udp(&forward);
-        }
+    /// Take what comes in at a socket from now on; the number is the forward's name.
+    pub fn add_forward(&mut self, forward: HostForward) -> io::Result<u32> {
         sys::nonblocking(forward.fd)?;
-        let token = u64::from(kind::LISTENER) << 56 | self.listeners.len() as u64;
-        self.core.epoll.add(forward.fd, libc::EPOLLIN as u32, token)?;
-        self.listeners.push(Listener { forward, next_port: EPHEMERAL });
-        Ok(())
+        let id = self.last_listener.wrapping_add(1).max(1);
+        self.last_listener = id;
+        let guest = forward.guest;
+        let listener = Listener { forward: HostForward { guest: None, ..forward }, next_port: EPHEMERAL, taken: 0, refused: 0, flow: None };
+        self.core.epoll.add(forward.fd, libc::EPOLLIN as u32, token_of(id))?;
+        self.listeners.insert(id, listener);
+        if let Err(error) = self.move_forward(id, guest) {
+            self.remove_forward(id);
+            return Err(error);
+        }
+        Ok(id)
     }
 
-    /// Clients knock.
-    pub(super) fn accept(&mut self, index: usize) {
-        for _ in 0..BURST {
-            let Some(listener) = self.listeners.get(index) else { return };
-            let forward = listener.forward.clone();
-            let (socket, name) = match Socket::accept_from(forward.fd) {
-                Ok(accepted) => accepted,
-                Err(_) => return,
-            };
-            self.call(index, &forward, socket, &name);
+    /// Have a forward go to this guest from now on, or to nobody. Connections that there are stay where they are.
+    pub fn move_forward(&mut self, id: u32, guest: Option<Ipv6Addr>) -> io::Result<()> {
+        let Some(listener) = self.listeners.get_mut(&id) else { return Ok(()) };
+        if listener.forward.guest == guest {
+            return Ok(());
+        }
+        listener.forward.guest = guest;
+        let forward = listener.forward;
+        if forward.transport != Transport::Udp {
+            return Ok(());
+        }
+        self.detach(id);
+        let Some(ip) = guest else { return self.core.epoll.add(forward.fd, libc::EPOLLIN as u32, token_of(id)) };
+        self.core.epoll.remove(forward.fd);
+        match self.listen_udp(&forward, Endpoint { ip, port: forward.port }) {
+            Ok(flow) => {
+                if let Some(listener) = self.listeners.get_mut(&id) {
+                    listener.flow = Some(flow);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if let Some(listener) = self.listeners.get_mut(&id) {
+                    listener.forward.guest = None;
+                }
+                self.core.epoll.add(forward.fd, libc::EPOLLIN as u32, token_of(id))?;
+                Err(error)
+            }
         }
     }
 
-    /// Open a flow to the guest for a client.
-    fn call(&mut self, index: usize, forward: &HostForward, socket: Socket, name: &Name) {
-        let Some(net) = self.core.config.subnet(forward.guest.ip).copied() else { return refuse(&socket) };
+    /// Take nothing more at this socket; connections that there are go on.
+    pub fn remove_forward(&mut self, id: u32) {
+        self.detach(id);
+        if let Some(listener) = self.listeners.remove(&id) {
+            self.core.epoll.remove(listener.forward.fd);
+        }
+    }
+
+    /// Take the flow of a UDP forward away; its count is the forward's.
+    fn detach(&mut self, id: u32) {
+        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        if let Some(flow) = listener.flow.take()
+            && let Some((_, udp)) = self.udp.remove(flow)
+        {
+            listener.taken += udp.traffic.datagrams_to_guest;
+        }
+    }
+
+    /// What every forward has seen.
+    pub fn forwards(&mut self) -> Vec<Count> {
+        let mut open: HashMap<u32, u64> = HashMap::new();
+        for (_, _, tcp) in self.tcp.iter().filter(|(_, _, tcp)| tcp.inward != 0 && tcp.socket.is_some()) {
+            *open.entry(tcp.inward).or_default() += 1;
+        }
+        let udp = &mut self.udp;
+        let count = |(&id, listener): (&u32, &Listener)| {
+            let by_flow = listener.flow.and_then(|flow| udp.get_mut(flow)).map_or(0, |(_, udp)| udp.traffic.datagrams_to_guest);
+            let open = open.get(&id).copied().unwrap_or_default();
+            Count { id, taken: listener.taken + by_flow, refused: listener.refused, open }
+        };
+        self.listeners.iter().map(count).collect()
+    }
+
+    /// Serve these addresses from now on, and no others; connections that there are go on.
+    pub fn serve_at(&mut self, forwards: Vec<GuestForward>) {
+        self.served.retain(|at, _| forwards.iter().any(|forward| forward.at == *at));
+        self.core.config.guestfwd = forwards;
+    }
+
+    /// What has come for each guestfwd: connections taken, refused, and open now.
+    pub fn served(&self) -> Vec<(Endpoint, u64, u64, u64)> {
+        let count = |at: Endpoint| {
+            let (taken, refused) = self.served.get(&at).copied().unwrap_or_default();
+            let open = self.tcp.iter().filter(|(_, ends, tcp)| ends.far == at && tcp.socket.is_some()).count();
+            (at, taken, refused, open as u64)
+        };
+        self.core.config.guestfwd.iter().map(|forward| count(forward.at)).collect()
+    }
+
+    /// Clients knock, or send datagrams for nobody.
+    pub(super) fn accept(&mut self, id: u32) {
+        for _ in 0..BURST {
+            let Some(listener) = self.listeners.get_mut(&id) else { return };
+            let forward = listener.forward;
+            if forward.transport == Transport::Udp {
+                if listener.flow.is_some() || !datagram::discard(forward.fd) {
+                    return;
+                }
+                listener.refused += 1;
+                continue;
+            }
+            let Ok((socket, name)) = Socket::accept_from(forward.fd) else { return };
+            let called = self.call(id, &forward, socket, &name);
+            if let Some(listener) = self.listeners.get_mut(&id) {
+                *(if called { &mut listener.taken } else { &mut listener.refused }) += 1;
+            }
+        }
+    }
+
+    /// Open a flow to the guest for a client; false where the client is refused.
+    fn call(&mut self, id: u32, forward: &HostForward, socket: Socket, name: &Name) -> bool {
+        socket.end_by_reset(); // it was told that somebody is there, so a refusal is a reset
+        let Some(net) = forward.guest.and_then(|guest| self.core.config.subnet(guest)).copied() else { return false };
+        let Some(guest) = forward.guest.map(|ip| Endpoint { ip, port: forward.port }) else { return false };
         let far = name.endpoint().filter(|client| super::wire::v4(client.ip).is_some() == super::wire::v4(net.host).is_some());
         let far = far.map(|client| Endpoint { ip: self.core.config.seen(client.ip), port: client.port });
         let far = match far {
-            Some(far) if self.tcp.find(&Ends { guest: forward.guest, far }).is_none() && !net.contains(far.ip) | (far.ip == net.host) => {
-                Some(far)
-            }
-            _ => self.free_port(index, forward.guest, net.host),
+            Some(far) if self.tcp.find(&Ends { guest, far }).is_none() && !net.contains(far.ip) | (far.ip == net.host) => Some(far),
+            _ => self.free_port(id, guest, net.host),
         };
-        let Some(far) = far else { return refuse(&socket) };
-        let ends = Ends { guest: forward.guest, far };
+        let Some(far) = far else { return false };
+        let ends = Ends { guest, far };
         if self.is_over_cap(&ends) {
-            return refuse(&socket);
+            return false;
         }
         let is_tcp = forward.transport == Transport::Tcp;
         if is_tcp {
             let _ = socket.set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
             let _ = socket.set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
         }
-        let tcp = Tcp::from_host(&self.core, &ends, socket, is_tcp);
-        let Some(id) = self.add_tcp(ends, tcp) else { return };
-        if let Some((_, tcp)) = self.tcp.get_mut(id) {
+        let tcp = Tcp::from_host(&self.core, &ends, socket, is_tcp, id);
+        let Some(flow) = self.add_tcp(ends, tcp) else { return false };
+        if let Some((_, tcp)) = self.tcp.get_mut(flow) {
             tcp.list(&mut self.core);
         }
-        self.settle_tcp(id);
+        self.settle_tcp(flow);
+        true
     }
 
     /// A port of the host address that no flow to the guest has.
-    fn free_port(&mut self, index: usize, guest: Endpoint, host: Ipv6Addr) -> Option<Endpoint> {
+    fn free_port(&mut self, id: u32, guest: Endpoint, host: Ipv6Addr) -> Option<Endpoint> {
         for _ in 0..1024 {
-            let listener = &mut self.listeners[index];
+            let listener = self.listeners.get_mut(&id)?;
             let far = Endpoint { ip: host, port: listener.next_port };
             listener.next_port = listener.next_port.checked_add(1).unwrap_or(EPHEMERAL);
             if self.tcp.find(&Ends { guest, far }).is_none() {
@@ -96,7 +207,7 @@ impl Network {
 
     /// A guest's address became known: have the flows that wait for it say their SYN.
     pub(super) fn call_again(&mut self, guest: Ipv6Addr) {
-        if self.core.config.hostfwd.is_empty() {
+        if self.listeners.is_empty() {
             return;
         }
         self.deliver_again(guest);
@@ -126,7 +237,6 @@ impl Network {
     }
 }
 
-/// The client is to see a reset, since it was told that somebody is there.
-fn refuse(socket: &Socket) {
-    socket.end_by_reset();
+fn token_of(id: u32) -> u64 {
+    u64::from(kind::LISTENER) << 56 | u64::from(id)
 }

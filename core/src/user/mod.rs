@@ -26,6 +26,7 @@ mod forward;
 mod fragments;
 mod icmp;
 mod limits;
+pub mod listing;
 mod ndp;
 mod neighbours;
 mod opening;
@@ -90,7 +91,11 @@ pub struct Network {
     /// TCP flows of each guest.
     held: HashMap<Ipv6Addr, usize>,
     reassembly: Reassembly,
-    listeners: Vec<forward::Listener>,
+    /// By the number that Python calls them by.
+    listeners: HashMap<u32, forward::Listener>,
+    last_listener: u32,
+    /// By the address of a guestfwd: connections taken, and refused.
+    served: HashMap<Endpoint, (u64, u64)>,
     children: Vec<std::process::Child>,
     advertise: timer::Alarm,
     rung: Vec<u64>,
@@ -149,7 +154,6 @@ impl Network {
         let mut core = Core::new(config)?;
         core.epoll.add(core.timer.fd(), libc::EPOLLIN as u32, u64::from(kind::TIMER) << 56)?;
         let most = core.config.max_flows;
-        let forwards = core.config.hostfwd.clone();
         match core.config.service.as_ref().map(|service| service.announce) {
             None => arp::announce(&mut core),
             Some(true) => {
@@ -165,16 +169,15 @@ impl Network {
             ping: Table::new(ping::MOST),
             held: HashMap::new(),
             reassembly: Reassembly::default(),
-            listeners: Vec::new(),
+            listeners: HashMap::new(),
+            last_listener: 0,
+            served: HashMap::new(),
             children: Vec::new(),
             advertise: timer::Alarm::default(),
             rung: Vec::new(),
             boxes: service::Boxes::default(),
             whole: None,
         };
-        for forward in forwards {
-            network.listen(forward)?;
-        }
         if network.core.config.v6.is_some() && network.core.config.service.is_none() {
             network.advertise_router();
         }
@@ -480,7 +483,7 @@ impl Network {
             }
             kind::UDP => self.udp_event(id, events),
             kind::PING => self.ping_event(id, events),
-            kind::LISTENER => self.accept(token as u32 as usize),
+            kind::LISTENER => self.accept(token as u32),
             _ => self.core.timer.hush(),
         }
     }

@@ -21,7 +21,12 @@ impl Network {
             _ if self.is_over_cap(&ends) => return self.core.reset_stray(&ends, mac, syn),
             Target::Outside(_) if packet.ttl <= 1 => return self.too_far(&ends, mac, syn),
             Target::Outside(to) => self.dial(to),
-            Target::Forward(index) => self.serve(index),
+            Target::Forward(index) => {
+                let served = self.serve(index);
+                let (taken, refused) = self.served.entry(ends.far).or_default();
+                *(if served.is_ok() { taken } else { refused }) += 1;
+                served
+            }
         };
         match made {
             Ok((socket, is_tcp, connected)) => {

@@ -13,6 +13,7 @@ use super::flows::{Endpoint, Id};
 use super::icmp::{self, Trouble};
 use super::socket::{Socket, bind_outbound};
 use super::timer::Alarm;
+use super::udp::Traffic;
 use super::wire::{self, ICMP, ICMPV6, Mac, Packet, Room, put16};
 use super::{Arrival, Network, kind};
 use crate::frame::be16;
@@ -26,8 +27,8 @@ const ERRORS: usize = 16;
 /// A guest's identifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
-    guest: Ipv6Addr,
-    id: u16,
+    pub guest: Ipv6Addr,
+    pub id: u16,
 }
 
 pub struct Ping {
@@ -36,6 +37,17 @@ pub struct Ping {
     listed: bool,
     used_ms: u64,
     alarm: Alarm,
+    pub traffic: Traffic,
+}
+
+impl Ping {
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    pub fn used_ms(&self) -> u64 {
+        self.used_ms
+    }
 }
 
 impl Network {
@@ -72,6 +84,10 @@ impl Network {
             let Some((_, ping)) = self.ping.get_mut(id) else { return Ok(()) };
             (ping.used_ms, ping.mac) = (self.core.now_ms, mac);
             let to = Endpoint { ip: to, port: 0 };
+            ping.traffic.far = Some(to);
+            if attempt == 0 {
+                ping.traffic.from_guest += message.len() as u64;
+            }
             // SAFETY: the message is a slice.
             match unsafe { datagram::send(&ping.socket, to, message.as_ptr(), message.len(), &Beside { ttl, cut: 0 }) } {
                 Ok(_) => return Ok(()),
@@ -92,7 +108,7 @@ impl Network {
         let option = if is_v4 { (libc::IPPROTO_IP, libc::IP_RECVERR) } else { (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) };
         socket.set(option.0, option.1, 1)?;
         let used_ms = self.core.now_ms;
-        let ping = Ping { socket, mac, listed: false, used_ms, alarm: Alarm::default() };
+        let ping = Ping { socket, mac, listed: false, used_ms, alarm: Alarm::default(), traffic: Traffic::new(used_ms) };
         let Some(id) = self.ping.insert(key, ping) else { return Err(io::Error::from_raw_os_error(libc::ENOBUFS)) };
         let token = id.token(kind::PING);
         if let Some((_, ping)) = self.ping.get_mut(id) {
@@ -124,6 +140,7 @@ impl Network {
         let (key, mac) = (*key, ping.mac);
         ping.listed = false;
         let got = datagram::receive(&ping.socket, &mut room.frame()[..MESSAGE_MOST], &mut []).ok()?;
+        ping.traffic.to_guest += got.len as u64;
         self.list_ping(id);
         let is_v4 = wire::v4(key.guest).is_some();
         if got.len < 8 {

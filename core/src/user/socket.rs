@@ -152,6 +152,16 @@ impl Socket {
         }
     }
 
+    /// Its own address, None where it is no socket of the Internet.
+    pub fn local(&self) -> Option<Endpoint> {
+        let mut name = Name::empty();
+        let mut len = name.len as u32;
+        // SAFETY: the name is writable for its length.
+        check(unsafe { libc::getsockname(self.fd(), name.bytes.as_mut_ptr().cast(), &mut len) }).ok()?;
+        name.len = (len as usize).min(128);
+        name.endpoint()
+    }
+
     /// The error that waits at the socket, 0 where there is none; it is gone then.
     pub fn error(&self) -> i32 {
         let (mut value, mut len): (libc::c_int, _) = (0, 4);

@@ -126,6 +126,11 @@ pub struct Tcp {
     pub alarm: Alarm,
     pub bytes_in: u64,
     pub bytes_out: u64,
+    pub opened_ms: u64,
+    /// Segments and super-frames that were sent again.
+    pub resent: u32,
+    /// The forward that a client of the host's came by; 0: the guest opened the flow.
+    pub inward: u32,
 }
 
 impl Tcp {
@@ -164,6 +169,9 @@ impl Tcp {
             alarm: Alarm::default(),
             bytes_in: 0,
             bytes_out: 0,
+            opened_ms: now_ms,
+            resent: 0,
+            inward: 0,
         }
     }
 
@@ -175,8 +183,9 @@ impl Tcp {
     }
 
     /// A flow that a client of the host's opened.
-    pub fn from_host(core: &Core, ends: &Ends, socket: Socket, is_tcp: bool) -> Tcp {
+    pub fn from_host(core: &Core, ends: &Ends, socket: Socket, is_tcp: bool, inward: u32) -> Tcp {
         let mut tcp = Tcp::new(socket, is_tcp, State::Calling, [0; 6], core.first_sequence(ends), core.now_ms);
+        tcp.inward = inward;
         tcp.flags |= flag::SAY_SYN | flag::SCALED;
         tcp
     }

@@ -142,6 +142,7 @@ impl Tcp {
             }
             looked.ok()?
         };
+        self.resent = self.resent.saturating_add(1);
         self.restart_clock(core.now_ms);
         self.timed_off();
         let fin = if len as u32 == data && data != flight { FIN } else { 0 };
@@ -195,6 +196,9 @@ impl Tcp {
             }
         };
         let before = self.snd_nxt;
+        if before != self.snd_max {
+            self.resent = self.resent.saturating_add(1);
+        }
         let fields = Fields { seq: before, ack: self.rcv_nxt, flags: ACK | PSH, window: self.window(core) };
         self.snd_nxt = before.wrapping_add(len as u32);
         self.flags &= !(flag::SAY_ACK | flag::STALLED);

@@ -17,7 +17,6 @@ pub fn config() -> Config {
         interface: String::new(),
         max_flows: 65_536,
         resolvers: Vec::new(),
-        hostfwd: Vec::new(),
         guestfwd: Vec::new(),
         handed: Vec::new(),
         service: None,

@@ -43,6 +43,47 @@ pub struct Udp {
     fixed: bool,
     used_ms: u64,
     alarm: Alarm,
+    pub traffic: Traffic,
+}
+
+/// What a flow of datagrams has carried, for who lists flows.
+pub struct Traffic {
+    pub since_ms: u64,
+    /// Who was spoken to, or heard from, last; as the host has it.
+    pub far: Option<Endpoint>,
+    pub from_guest: u64,
+    pub to_guest: u64,
+    pub datagrams_to_guest: u64,
+}
+
+impl Traffic {
+    pub fn new(since_ms: u64) -> Traffic {
+        Traffic { since_ms, far: None, from_guest: 0, to_guest: 0, datagrams_to_guest: 0 }
+    }
+}
+
+impl Udp {
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    pub fn used_ms(&self) -> u64 {
+        self.used_ms
+    }
+
+    pub fn is_fixed(&self) -> bool {
+        self.fixed
+    }
+
+    pub fn state(&self) -> &'static str {
+        if self.fixed {
+            "forwarded"
+        } else if self.answered {
+            "answered"
+        } else {
+            "unanswered"
+        }
+    }
 }
 
 /// The header of a datagram as a guest sent it (RFC 768).
@@ -119,6 +160,8 @@ impl Network {
         let Some((_, udp)) = self.udp.get_mut(id) else { return Ok(()) };
         udp.mac = mac;
         udp.used_ms = now_ms;
+        udp.traffic.far = Some(to);
+        udp.traffic.from_guest += len as u64;
         // SAFETY: as the caller promises.
         let sent = unsafe { datagram::send(&udp.socket, to, at, len, beside) };
         if let Err(error) = &sent
@@ -150,9 +193,12 @@ impl Network {
     }
 
     /// A socket of hostfwd's: what arrives there goes to the guest, what the guest sends from that port goes out there.
-    pub(super) fn listen_udp(&mut self, forward: &HostForward) -> io::Result<()> {
-        if self.udp.find(&forward.guest).is_some() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "two UDP forwards to one port of a guest"));
+    pub(super) fn listen_udp(&mut self, forward: &HostForward, guest: Endpoint) -> io::Result<Id> {
+        if let Some(id) = self.udp.find(&guest) {
+            if self.udp.get_mut(id).is_some_and(|(_, udp)| udp.fixed) {
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "two UDP forwards to one port of a guest"));
+            }
+            self.udp.remove(id); // from here on the guest speaks from there as the forward says
         }
         // SAFETY: the new descriptor has one owner.
         let socket = unsafe {
@@ -163,7 +209,7 @@ impl Network {
             Socket::own(OwnedFd::from_raw_fd(fd))
         };
         crate::sys::nonblocking(socket.fd())?;
-        self.add_udp(forward.guest, socket, [0; 6], true).map(drop)
+        self.add_udp(guest, socket, [0; 6], true)
     }
 
     fn add_udp(&mut self, guest: Endpoint, socket: Socket, mac: Mac, fixed: bool) -> io::Result<Id> {
@@ -172,7 +218,8 @@ impl Network {
         socket.set(option.0, option.1, 1)?;
         let _ = socket.set(libc::SOL_UDP, UDP_GRO, 1); // Linux 5.0
         let used_ms = self.core.now_ms;
-        let udp = Udp { socket, mac, listed: false, answered: false, fixed, used_ms, alarm: Alarm::default() };
+        let traffic = Traffic::new(used_ms);
+        let udp = Udp { socket, mac, listed: false, answered: false, fixed, used_ms, alarm: Alarm::default(), traffic };
         let Some(id) = self.udp.insert(guest, udp) else { return Err(io::Error::from_raw_os_error(libc::ENOBUFS)) };
         let token = id.token(kind::UDP);
         if let Some((_, udp)) = self.udp.get_mut(id) {
@@ -225,6 +272,9 @@ impl Network {
         let mut rest = [0u8; OVER];
         let got = datagram::receive(&udp.socket, &mut room.frame()[at..], &mut rest).ok()?;
         (udp.used_ms, udp.answered) = (self.core.now_ms, true);
+        udp.traffic.far = Some(got.from);
+        udp.traffic.to_guest += got.len as u64;
+        udp.traffic.datagrams_to_guest += if got.cut == 0 { 1 } else { got.len.div_ceil(got.cut.into()) as u64 };
         let mac = udp.mac;
         self.list_udp(id);
         if got.truncated {

@@ -31,7 +31,6 @@ fn config(handed: Vec<Handed>, service: Option<Service>) -> Config {
         interface: String::new(),
         max_flows: 16,
         resolvers: Vec::new(),
-        hostfwd: Vec::new(),
         guestfwd: Vec::new(),
         handed,
         service,
