@@ -1,12 +1,14 @@
 //! What the core's own tests and measurements share.
 
 use std::fs::File;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::arena::Arena;
 use crate::ports::Worker;
 use crate::sys::{self, Epoll, Ready};
+use crate::user::config::{Config, Loopback, Subnet};
 
 /// An empty shared memory object without a name.
 pub fn memory() -> File {
@@ -119,5 +121,24 @@ impl Drop for Child {
             self.signal(libc::SIGKILL);
             let _ = self.reap();
         }
+    }
+}
+
+/// QEMU's addresses, nothing forwarded, nothing forbidden.
+pub fn user_config() -> Config {
+    let v4 = |d: u8| Ipv4Addr::new(10, 0, 2, d).to_ipv6_mapped();
+    let v6 = |last: u16| Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, last);
+    Config {
+        v4: Some(Subnet { net: v4(0), prefix: 120, host: v4(2), outbound: None }),
+        v6: Some(Subnet { net: v6(0), prefix: 64, host: v6(2), outbound: None }),
+        mtu: 0,
+        restrict: false,
+        loopback: Loopback::All,
+        interface: String::new(),
+        max_flows: 65_536,
+        resolvers: Vec::new(),
+        guestfwd: Vec::new(),
+        handed: Vec::new(),
+        service: None,
     }
 }

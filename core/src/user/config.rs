@@ -301,7 +301,7 @@ fn is_senseless_v4(ip: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::user::testing::config;
+    use crate::testing::user_config as config;
 
     fn at(text: &str, port: u16) -> Endpoint {
         let ip = match text.parse::<std::net::IpAddr>().expect("an address") {

@@ -37,8 +37,6 @@ pub mod socket;
 mod tcp;
 mod tcp_clock;
 mod tcp_out;
-#[cfg(test)]
-mod testing;
 mod timer;
 mod udp;
 mod wire;
