@@ -85,7 +85,8 @@ def test_no_worker_of_one_kind_knows_the_supervisor_or_the_command_line():
 CORE = [
     "python",
     "shard",
-    "port|repair|user",
+    "user",
+    "port|repair",
     "switch",
     "lane",
     "arena",
