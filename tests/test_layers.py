@@ -23,7 +23,7 @@ LAYERS = [
     r"workers(\..*)?|services(\..*)?|plugged",
     r"connection|answers|vhost",
     r"line|manual",
-    r"shardnet|ini|switch|kinds|timers|links|addresses|forwards|serving",
+    r"shardnet|ini|switch|kinds|timers|links|addresses|forwards|serving|statedir|dhcp(\..*)?",
     r"control",
     r"options|rundir",
     r"_core",
