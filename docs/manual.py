@@ -57,6 +57,11 @@ def commands_page() -> str:
             "SHARDNET_RUN_DIR",
             "Where labs keep their run directories, instead of /run/shardnet (root) or $XDG_RUNTIME_DIR/shardnet.",
         ),
+        *_entry(
+            "SHARDNET_STATE_DIR",
+            "Where labs keep what outlives them (leases), instead of /var/lib/shardnet (root), $XDG_STATE_HOME/shardnet or "
+            "~/.local/state/shardnet.",
+        ),
         *_entry("NO_COLOR", "No colours on a terminal either."),
         ".SH SEE ALSO",
         ".BR shardnet.ini (5)",

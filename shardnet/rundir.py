@@ -107,7 +107,7 @@ class RunDir:
     def _open_directory(self) -> int:
         above = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _check(above, self.path.parent, os.fstat(above), ours=False)
+            check(above, self.path.parent, os.fstat(above), ours=False)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self.path.name, 0o700, dir_fd=above)
             try:
@@ -119,7 +119,7 @@ class RunDir:
         finally:
             os.close(above)
         try:
-            _check(fd, self.path, os.fstat(fd), ours=True)
+            check(fd, self.path, os.fstat(fd), ours=True)
         except Error:
             os.close(fd)
             raise
@@ -158,7 +158,7 @@ class RunDir:
         os.close(self.fd)
 
 
-def _check(fd: int, path: Path, found: os.stat_result, ours: bool) -> None:
+def check(fd: int, path: Path, found: os.stat_result, ours: bool) -> None:
     """Refuse a directory in which others could put something under a name of ours."""
     me = os.geteuid()
     if found.st_uid != me and (ours or found.st_uid != 0):

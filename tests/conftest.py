@@ -6,6 +6,7 @@ with CI=true in the environment a skipped test is a failed one.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,7 +33,13 @@ def lacking(need: str) -> str | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What labs keep beyond their end is not to meet the next one of the same name, nor what is kept on this machine.
+    os.environ["SHARDNET_STATE_DIR"] = tempfile.mkdtemp(prefix="sn")
     config.addinivalue_line("markers", "needs(*what): root, guests, a program by its name, a device by its path")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ.pop("SHARDNET_STATE_DIR"), ignore_errors=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -32,6 +32,7 @@ class Lab:
         # Short, since the name of a unix socket has 107 characters and pytest's own directories take most of them.
         self.directory = Path(tempfile.mkdtemp(prefix="sn"))
         self.environment = {**os.environ, "SHARDNET_RUN_DIR": str(self.directory), "SHARDNET_LAB": self.name}
+        self.environment["SHARDNET_STATE_DIR"] = str(self.directory / "state")
         self.before = left_behind()
         self.log = tempfile.TemporaryFile(dir=self.directory)
         try:
