@@ -175,19 +175,25 @@ def companions(of: Section) -> dict[str, Section]:
 
 def only_arena(before: Section, after: Section) -> bool:
     """True where two sections of a port differ only in what is changed in the arena while the port carries on."""
-    return options.ARENA_KEYS.issuperset(changed(before, after))
+    return _of_the_arena(after).issuperset(changed(before, after))
 
 
 def carries_on(before: Section, after: Section) -> bool:
     """As `only_arena`, but its companions may differ too, each by itself, and what its worker changes while it carries on."""
     passed_on: frozenset[str] = getattr(kinds.module(after.kind), "PASSED_ON", frozenset())
     same = companions(before).keys() == companions(after).keys()
-    return same and (options.ARENA_KEYS | passed_on | kinds.live(after.kind)).issuperset(changed(before, after))
+    return same and (_of_the_arena(after) | passed_on | kinds.live(after.kind)).issuperset(changed(before, after))
 
 
 def alters(before: Section, after: Section) -> bool:
     """Do they differ in what the port's worker changes while it carries on?"""
     return not kinds.live(after.kind).isdisjoint(changed(before, after))
+
+
+def _of_the_arena(of: Section) -> frozenset[str]:
+    """The keys of a port that only the switch reads."""
+    usual = {"mtu"} if kinds.is_service(of.kind) else set()  # its network cuts what is longer
+    return options.ARENA_KEYS - getattr(kinds.module(of.kind), "READS", usual)
 
 
 def unknown(kind: str) -> str:

@@ -13,6 +13,7 @@ field is a mistake, and so is a field without a default that no key sets. A fiel
 first line of its docstring tells the manual how the value is written.
 
 Beside `Options` a module may have `REFUSED`, keys of QEMU's that cannot work outside QEMU with the reason, and
+`READS`, keys of every port that the kind reads itself, so that a change makes the port anew, and
 `check(options)`, which yields (key, why) for mistakes that take several keys to see.
 """
 

@@ -128,6 +128,14 @@ def test_a_companion_is_not_set_by_itself(running):
     running.until_up("net0", "net0.echo")
     assert running.inside.ask(running.inside.socket(HOST), b"again") == b"again"
     assert running.port("net0.echo")["options"]["mtu"] == "1400"
+    before = running.port("net0.echo")["id"]
+    running.shardnet("port", "set", "net0", "mtu=1300")  # the size of a fragment is the engine's matter
+    running.inside.netns.run("ip", "link", "set", "inside", "mtu", "1300")
+    sock = running.inside.socket(HOST)
+    sent = running.counters("net0.echo")["rx_frames"]
+    assert running.inside.ask(sock, bytes(1350)) == bytes(1350)  # would go whole at the 1400 of before
+    assert running.counters("net0.echo")["rx_frames"] == sent + 2
+    assert running.port("net0.echo")["id"] == before
     running.shardnet("port", "remove", "net0")
     assert {port["name"] for port in running.json("status")["ports"]} == {"inside"}
 

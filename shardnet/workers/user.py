@@ -53,6 +53,7 @@ REFUSED = {
 LIVE = frozenset({"hostfwd", "guestfwd"})
 LEASES = True  # hears of them
 FLOWS_PAGE = 400  # 1 ms of the engine's time, and less than a record of the line
+READS = frozenset({"mtu"})
 NO_QEMU = "it is a network, not a guest's port; a guest attaches to a stream or dgram port of the same switch"
 
 

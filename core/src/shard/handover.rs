@@ -55,11 +55,16 @@ impl Shard {
         frames.push(Frame { from, to, at, len });
     }
 
-    /// Send on what was gathered.
+    /// Send on what was gathered: nothing, mostly.
+    #[inline]
     pub(super) fn hand_over(&mut self) {
-        if self.handed.frames.is_empty() {
-            return;
+        if !self.handed.frames.is_empty() {
+            self.hand_over_all();
         }
+    }
+
+    #[cold]
+    fn hand_over_all(&mut self) {
         let mut handed = mem::take(&mut self.handed);
         for frame in handed.frames.drain(..) {
             let sent = self.hand_over_one(&frame, &handed.bytes);
