@@ -21,14 +21,16 @@ use crate::sys::Mapping;
 const SLOTS: usize = 1024;
 
 struct Slot {
-    /// 0: free.
+    used: AtomicBool,
+    /// 0: of no mapping.
     start: AtomicUsize,
     len: AtomicUsize,
     broken: AtomicBool,
 }
 
 static GUARDED: [Slot; SLOTS] =
-    [const { Slot { start: AtomicUsize::new(0), len: AtomicUsize::new(0), broken: AtomicBool::new(false) } }; SLOTS];
+    [const { Slot { used: AtomicBool::new(false), start: AtomicUsize::new(0), len: AtomicUsize::new(0), broken: AtomicBool::new(false) } };
+        SLOTS];
 static HANDLED: Once = Once::new();
 
 /// A shared mapping whose bytes may turn into zeros at any time.
@@ -43,7 +45,7 @@ impl Guarded {
         HANDLED.call_once(handle);
         let len = len.checked_next_multiple_of(page).ok_or(io::ErrorKind::InvalidInput)?;
         let map = Mapping::aligned(fd, len, page)?;
-        let free = |slot: &&Slot| slot.start.load(Ordering::Relaxed) == 0;
+        let free = |slot: &&Slot| !slot.used.swap(true, Ordering::Acquire);
         let slot = GUARDED.iter().find(free).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
         slot.broken.store(false, Ordering::Relaxed);
         slot.len.store(len, Ordering::Relaxed);
@@ -64,6 +66,7 @@ impl Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         self.slot.start.store(0, Ordering::Release); // before the mapping goes, since another may get its addresses
+        self.slot.used.store(false, Ordering::Release);
     }
 }
 
