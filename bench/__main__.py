@@ -2,7 +2,7 @@
 
 usage: bench [options] [ROW...]
 
-Rows: tcp1 tcp4 udp64 pingpong lane stream start memory ports kill; without one, all of them.
+Rows: tcp1 tcp4 udp64 pingpong lane stream vhost start memory ports kill; without one, all of them.
 
 options:
   --quick         one round of half a second a measurement
@@ -17,7 +17,7 @@ import sys
 
 import docopt
 
-from bench import corner, growth, kill, lanes, pair, peers, programs, report, streams
+from bench import corner, growth, kill, lanes, pair, peers, programs, report, streams, vhosts
 from bench.samples import ROWS, Round, Samples
 
 
@@ -25,7 +25,7 @@ def main() -> int:
     given = docopt.docopt(__doc__ or "")
     rows = given["ROW"] or list(ROWS)
     chosen = [name.strip() for name in given["--peers"].split(",")] if given["--peers"] else []
-    known = {kind.name for kind in (*peers.TAPS, *peers.STREAMS)}
+    known = {kind.name for kind in (*peers.TAPS, *peers.STREAMS, *vhosts.VHOSTS)}
     for name, of in [(row, set(ROWS)) for row in rows] + [(peer, known) for peer in chosen]:
         if name not in of:
             print(f"bench: {name}: not one of {', '.join(sorted(of))}", file=sys.stderr)
@@ -40,6 +40,8 @@ def main() -> int:
             pair.measure(rows, [kind for kind in peers.TAPS if not chosen or kind.name in chosen], turn)
         if "stream" in rows:
             streams.measure([kind for kind in peers.STREAMS if not chosen or kind.name in chosen], turn)
+        if "vhost" in rows:
+            vhosts.measure([kind for kind in vhosts.VHOSTS if not chosen or kind.name in chosen], turn)
         for row, measure in OWN.items():
             if row in rows:
                 measure(turn)

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench import peers
+from bench import peers, vhosts
 from bench.samples import MEASURES, Samples
 
 TABLES = (
@@ -16,6 +16,13 @@ TABLES = (
     ("Between two network namespaces: small frames", ("udp64", "udp64 cpu", "p50", "p99")),
     ("Lane, two processes", ("lane 64", "lane 1514", "lane 65536")),
     ("Stream ports, QEMU's framing", ("stream 64", "stream 1514")),
+    *(
+        (
+            f"Between two virtio-net cards (vhost-user), {size:,} B",
+            (f"vhost {size}", f"vhost {size} gb", f"vhost {size} cpu"),
+        )
+        for size in vhosts.SIZES
+    ),
     ("Start", ("start",)),
     ("Memory after traffic, two ports", ("rss", "pss")),
     ("Ports on two workers, all but two idle", ("ports", "ports cpu")),
@@ -25,12 +32,12 @@ TABLES = (
 LOAD = os.getloadavg()  # of others, before this run adds its own
 ORDER = [
     peers.Relay.name,
-    *(kind.name for kind in (*peers.TAPS, *peers.STREAMS)),
+    *(kind.name for kind in (*peers.TAPS, *peers.STREAMS, *vhosts.VHOSTS)),
 ]  # whatever else there is stands first
 
 HOW_TO_READ = """\
 A cell is the median over the rounds, the lowest and the highest value in brackets, and after × the ratio to the table's control
-(forwarder, ring, qemu stream, 2 ports): taken round by round, from two values measured within seconds of each other, then the median. **Compare ratios.**
+(forwarder, ring, qemu stream, testpmd, 2 ports): taken round by round, from two values measured within seconds of each other, then the median. **Compare ratios.**
 Absolute figures drift by a factor of two within the hour on a virtual machine, and generator, sink and switch share its cores;
 two figures whose spreads overlap are equal. Frames are Ethernet frames without their checksum. CPU is user and system time of the
 switch's processes (the bridge has none: its work is done in the sender's and the receiver's name), including what the kernel does
@@ -179,7 +186,7 @@ def text(samples: Samples) -> str:
 
 def markdown(samples: Samples, how: str) -> str:
     """RESULTS.md."""
-    kinds = {kind.name: (kind.__doc__ or "").strip() for kind in (*peers.STREAMS, *peers.TAPS)}
+    kinds = {kind.name: (kind.__doc__ or "").strip() for kind in (*vhosts.VHOSTS, *peers.STREAMS, *peers.TAPS)}
     streams = {kind.name for kind in peers.STREAMS} - {kind.name for kind in peers.TAPS}
     lines = ["# Results", "", f"Written by `{how}`; do not edit.", ""]
     lines += [f"- {key}: {value}" for key, value in machine().items()]

@@ -36,6 +36,17 @@ MEASURES = {
     "lane 65536": Measure("65,536 B", "Mframes/s", "lane", "ring", 3),
     "stream 64": Measure("64 B", "kframes/s", "stream", "qemu stream"),
     "stream 1514": Measure("1514 B", "kframes/s", "stream", "qemu stream"),
+    **{
+        f"vhost {size}{what}": Measure(
+            f"{size:,} B{title}", unit, "vhost", "testpmd" if size < 65_000 else None, digits
+        )
+        for size in (64, 1514, 65_000)
+        for what, title, unit, digits in (
+            ("", "", "kframes/s", 0),
+            (" gb", "", "GB/s", 2),
+            (" cpu", ", CPU a frame", "ns", 0),
+        )
+    },
     "start": Measure("start to first frame on every port", "ms", "start"),
     "rss": Measure("RSS", "MB", "memory", None, 1),
     "pss": Measure("PSS", "MB", "memory", None, 1),

@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SIZE = 1024, BUFFER = 2048, LONGEST = 65536, HEADER = 12, BATCH = 64, IDLE_MS = 400, PATIENCE_S = 5, ETHERTYPE = 0x88b5 };
+enum { SIZE = 256, BUFFER = 2048, LONGEST = 65536, HEADER = 12, BATCH = 64, IDLE_MS = 400, PATIENCE_S = 5, ETHERTYPE = 0x88b5 };
 enum { RECEIVE, TRANSMIT, RINGS };
 enum { GET_FEATURES = 1, SET_FEATURES, SET_OWNER, SET_MEM_TABLE = 5, SET_VRING_NUM = 8, SET_VRING_ADDR, SET_VRING_BASE,
        SET_VRING_KICK = 12, SET_VRING_CALL, GET_PROTOCOL_FEATURES = 15, SET_PROTOCOL_FEATURES, SET_VRING_ENABLE = 18 };
@@ -108,6 +108,7 @@ static void attach(const char *path) {
         say(SET_VRING_KICK, &which, 8, ring->kick);
         if (features & 1 << 30) say(SET_VRING_ENABLE, enable, 8, -1);
     }
+    ask(GET_FEATURES); /* answered once all of this was heard */
 }
 
 static uint8_t *buffer(int n) { return memory + (4 << 20) + (size_t)n * LONGEST; }

@@ -149,6 +149,8 @@ class Desk:
                 self.places[number].receive(self.shard.datagrams(number))
             elif what == "ended":
                 self.places[number].carried.ended(error)
+            elif what == "stopped":
+                self.places[number].carried.stopped(error)
             elif number in self.watched:
                 self.watched[number]()
 
