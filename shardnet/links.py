@@ -1,6 +1,6 @@
 """Interfaces of this host: TAPs, the network namespaces they live in, and their settings.
 
-Plain ioctls and one netlink message. pyroute2 would say it more nicely, but its import takes 130 ms or more and 13 MB, in every
+Plain ioctls and two netlink messages. pyroute2 would say it more nicely, but its import takes 130 ms or more and 13 MB, in every
 worker that gives a TAP an address, and the whole of a worker's restart has 100 ms.
 
 Everything here works in the network namespace of the calling thread; `namespace()` changes that for a while.
@@ -54,6 +54,8 @@ IFF_UP = 0x1
 ARPHRD_ETHER = 1
 
 # linux/rtnetlink.h, linux/if_addr.h
+RTM_NEWROUTE, RTA_DST, RTA_GATEWAY = 24, 1, 5
+RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 3, 0, 1
 RTM_NEWADDR = 20
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE = 0x1, 0x4, 0x400, 0x100
 NLMSG_ERROR = 2
@@ -61,6 +63,10 @@ IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
 IFA_F_NODAD = 0x02
 
 CLONE_NEWNET = 0x40000000
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Tap(NamedTuple):
@@ -153,12 +159,18 @@ def add_address(name: str, address: ipaddress.IPv4Interface | ipaddress.IPv6Inte
         struct.pack("=BBBBI", family, address.network.prefixlen, IFA_F_NODAD, 0, socket.if_nametoindex(name))
         + attributes
     )
-    flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as rtnetlink:
-        rtnetlink.send(struct.pack("=IHHII", 16 + len(body), RTM_NEWADDR, flags, 1, 0) + body)
-        kind, code = struct.unpack_from("=4xH10xi", rtnetlink.recv(65536))
-    if kind == NLMSG_ERROR and code:
-        raise OSError(-code, os.strerror(-code), f"{name} {address}")
+    _rtnetlink(RTM_NEWADDR, body, f"{name} {address}")
+
+
+def add_route(network: Network, gateway: Address) -> None:
+    """Reach `network` by way of `gateway`, in the namespace of this process; rtnetlink(7)."""
+    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+    head = struct.pack(
+        "=BBBBBBBBI", family, network.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0
+    )
+    destination = _attribute(RTA_DST, network.network_address.packed) if network.prefixlen else b""
+    what = f"route {network} via {gateway}"
+    _rtnetlink(RTM_NEWROUTE, head + destination + _attribute(RTA_GATEWAY, gateway.packed), what)
 
 
 def namespace_path(where: str) -> str:
@@ -265,6 +277,16 @@ def _interface(name: str, request: int, value: bytes) -> bytes:
         except OSError as error:
             raise OSError(error.errno, error.strerror, name) from None
     return ifreq.tobytes()
+
+
+def _rtnetlink(kind: int, body: bytes, what: str) -> None:
+    """Have the kernel make or replace something; OSError names it by `what`."""
+    flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as rtnetlink:
+        rtnetlink.send(struct.pack("=IHHII", 16 + len(body), kind, flags, 1, 0) + body)
+        answer, code = struct.unpack_from("=4xH10xi", rtnetlink.recv(65536))
+    if answer == NLMSG_ERROR and code:
+        raise OSError(-code, os.strerror(-code), what)
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

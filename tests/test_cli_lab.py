@@ -479,10 +479,13 @@ def test_a_command_ends_with_the_exec_that_was_killed(demo):
         deadline.ended(pid, "the end of the command")
 
 
-@pytest.mark.needs("root", "ping", "setpriv", "unshare")
+@pytest.mark.needs("root", "ping", "setpriv", "unshare", "curl")
 def test_exec_needs_no_root(tmp_path):
     """As nobody, with a lab of its own and a /dev/net/tun that is open to all, as systems that start udev have it."""
     user = "setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all,+dac_read_search --ambient-caps=+dac_read_search"
+    port = labs.free_port()
+    (tmp_path / "page").write_text("fetched without rights")
+    tmp_path.chmod(0o755)
     script = f"""set -e
         mknod {tmp_path}/tun c 10 200; chmod 666 {tmp_path}/tun; mount --bind {tmp_path}/tun /dev/net/tun
         mkdir $SHARDNET_RUN_DIR; chown 65534 $SHARDNET_RUN_DIR
@@ -491,7 +494,9 @@ def test_exec_needs_no_root(tmp_path):
             {SHARDNET} start -d || exit 9
             {SHARDNET} exec --address 10.77.0.1/24 -- sh -c "echo as \\$(id -u); exec sleep 60" & one=$!
             {SHARDNET} exec --address 10.77.0.2/24 -- ping -c 5 -i 0.2 10.77.0.1; code=$?
-            kill $one; {SHARDNET} stop
+            python3 -m http.server {port} --bind 127.0.0.1 -d {tmp_path} & web=$!
+            {SHARDNET} exec -- curl -sS --retry 20 --retry-connrefused http://10.0.2.2:{port}/page || code=$?
+            kill $one $web; {SHARDNET} stop
             exit $code'"""
     directory = Path(f"/tmp/sn-user{os.getpid()}")
     try:
@@ -507,6 +512,22 @@ def test_exec_needs_no_root(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "as 0" in done.stdout
     assert "bytes from 10.77.0.1" in done.stdout
+    assert "fetched without rights" in done.stdout
+
+
+@pytest.mark.needs("root")
+def test_exec_is_a_guest_of_the_user_network_of_its_switch(lab):
+    running = lab("[user net0]\nnet = 192.168.9.0/24\nmtu = 1400\ndns-servers = 192.0.2.53\n")
+    script = "ip -4 -o address show eth0; ip -4 route; cat /etc/resolv.conf /sys/class/net/eth0/mtu; stat -c %a /etc/resolv.conf"
+    said = running.shardnet("exec", "--", "sh", "-c", script)
+    number = int(re.search(r"inet 192\.168\.9\.([0-9]+)/24", said)[1])
+    assert 64 < number < 255 and "default via 192.168.9.2 dev eth0" in said
+    assert said.endswith("nameserver 192.0.2.53\n1400\n644\n")
+    assert "192.0.2.53" not in Path("/etc/resolv.conf").read_text()
+    alone = running.shardnet("exec", "--no-config", "--", "sh", "-c", "ip -4 -o address show eth0; ip -4 route")
+    assert alone == ""
+    other = running.shardnet("exec", "--switch", "other", "--", "sh", "-c", "ip -4 -o address show eth0")
+    assert other == ""
 
 
 # -- qemu

@@ -294,3 +294,22 @@ def test_flows_are_told_with_both_ends_and_what_they_carried(running):
         assert len(running.shardnet("flows", "-n", "3", "--no-headers").splitlines()) == 3
         assert running.shardnet("flows", "--state", "time-wait", "--no-headers") == ""
     running.shardnet("flows", "inside", status=2)  # a TAP has none
+
+
+@pytest.mark.needs("root", "ping")
+def test_top_tells_what_a_port_carries_a_second(lab):
+    running = lab("[user net0]\n")
+    looks = [json.loads(line) for line in running.shardnet("top", "-n", "2", "-d", "0.1", "-o", "json").splitlines()]
+    assert [[one["port"] for one in look["ports"]] for look in looks] == [["net0"], ["net0"]]
+    said = running.shardnet(
+        "exec",
+        "--",
+        "sh",
+        "-c",
+        f"ping -q -i 0.01 10.0.2.2 >/dev/null & {labs.SHARDNET} top net0 -n 1 -o json; kill $!",
+    )
+    (busy,) = json.loads(said)["ports"]
+    assert busy["in_frames_per_s"] > 0 and busy["out_bits_per_s"] >= 8 * 60 * busy["out_frames_per_s"] > 0
+    assert len(running.shardnet("top", "-n", "1", "-d", "0.1").splitlines()) == 2
+    running.shardnet("top", "-d", "0", status=2)
+    running.shardnet("top", "nobody", status=3)

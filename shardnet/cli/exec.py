@@ -11,14 +11,21 @@ Options:
   --mtu BYTES            the interface's largest packet
   --ifname NAME          what the interface is called [default: eth0]
   --switch SWITCH        the switch to be on
+  --no-config            no addresses, routes and resolvers of the switch's user
+                         network
   -h, --help             print this
 
 PORT is the new port's name; without it the lab finds one. Without root the
 command runs in a user namespace too, where it seems to be root. The port lives
 as long as the command, whose exit code is passed on. A PORT without --mac has
-the Ethernet address that shardnet-mac prints. The host's files are the
-command's too: /etc/resolv.conf may name a server that it cannot reach.
+the Ethernet address that shardnet-mac prints.
 
+On a switch with a user network the command is a guest of it: without --address
+it has one of that network, from its end down, without --route it goes out by
+its host address, and /etc/resolv.conf names the network's resolvers, where it
+has any; IPv6 comes by router advertisements. The other files are the host's.
+
+  shardnet exec -- curl http://10.0.2.2:8000/
   shardnet exec --address 10.0.2.100/24 -- ping 10.0.2.101
 """
 
@@ -28,13 +35,15 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shardnet import control, links
-from shardnet.cli import Failure, namespace, qemu, usage
+from shardnet.cli import TRY_AGAIN, Failure, namespace, qemu, usage
 
 NOT_EXECUTABLE, NO_COMMAND = 126, 127  # as shells say it
+LEASES = 64  # addresses at the beginning of a network that exec leaves alone
 PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -52,9 +61,11 @@ def run(argv: Sequence[str]) -> int:
         fd = _interface(arguments["--ifname"], **wanted)
         try:
             options = {"switch": arguments["--switch"]} if arguments["--switch"] else {}
-            lab.plug([fd], "tap", name, **options)
+            name = lab.plug([fd], "tap", name, **options)
         finally:
             os.close(fd)  # the lab has its own: the interface goes when the port does
+        if not arguments["--no-config"]:
+            _configure(lab, name, arguments["--ifname"], wanted)
         return _command(arguments["COMMAND"])
 
 
@@ -96,8 +107,42 @@ def _interface(
     for address in addresses:
         links.add_address(tap.name, address)
     for network, gateway in routes:
-        namespace.add_route(network, gateway)
+        links.add_route(network, gateway)
     return tap.fds[0]
+
+
+def _configure(lab: control.Client, name: str, ifname: str, wanted: Mapping[str, Any]) -> None:
+    """Be a guest of the user network on the port's switch, as far as the user has not said otherwise."""
+    every = lab.ports()
+    (own,) = [one for one in every if one["name"] == name]
+    where = next((one for one in every if (one["kind"], one["switch"]) == ("user", own["switch"])), None)
+    if where is None:
+        return
+    try:
+        told = lab.ask(where["name"], "network")
+    except control.Error as error:
+        if error.code != TRY_AGAIN:
+            raise
+        print(f"shardnet exec: {error}; nothing is configured", file=sys.stderr)
+        return
+    if told["mtu"] and not wanted["mtu"]:
+        links.set_mtu(ifname, told["mtu"])
+    if told["net"] is not None:
+        net, host = ipaddress.IPv4Network(told["net"]), ipaddress.IPv4Address(told["host"])
+        if not wanted["addresses"]:
+            links.add_address(ifname, ipaddress.ip_interface(f"{guest(net, host, own['id'])}/{net.prefixlen}"))
+        is_in = any(one in net for one in wanted["addresses"]) or not wanted["addresses"]
+        if is_in and not wanted["routes"]:
+            links.add_route(ipaddress.IPv4Network("0.0.0.0/0"), host)
+    if told["resolvers"]:
+        namespace.resolve_by(told["resolvers"])
+
+
+def guest(net: ipaddress.IPv4Network, host: ipaddress.IPv4Address, number: int) -> ipaddress.IPv4Address:
+    """An address for the guest of this number: from the end of the network down, away from the leases, which go up."""
+    free = max(1, net.num_addresses - 2 - LEASES)
+    address = net.broadcast_address - 1 - (number - 1) % free
+    return address - 1 if address == host else address
 
 
 def _command(command: Sequence[str]) -> int:

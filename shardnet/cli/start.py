@@ -10,8 +10,9 @@ Options:
   -d, --detach            go to the background once every port is open
   -h, --help              print this
 
-Without a file and without --netdev it is the lab that comes with shardnet: two
-ports for QEMU, vm1 and vm2, on one switch (shardnet qemu vm1 prints how).
+Without a file and without --netdev it is the lab that comes with shardnet: a
+user-mode network, net0, and a port for QEMU, vm1 (shardnet qemu vm1 prints how).
+It needs no rights.
 
 The log goes to standard error. Ctrl-C and SIGTERM end the lab in order, SIGHUP
 reads its file again.

@@ -404,7 +404,10 @@ class Port:
             "host6": given.host6,
         }
         told = {key: None if value is None else str(value) for key, value in found.items()}
-        return {**told, "mtu": given.mtu, "resolvers": [str(server) for server in given.dns_servers]}
+        forwarders = [
+            at for one in companions(given) for what, at, first, _ in one.takes if (what, first) == ("udp", 53)
+        ]
+        return {**told, "mtu": given.mtu, "resolvers": [*forwarders, *map(str, given.dns_servers)]}
 
     def ended(self, error: int) -> None:
         """A network has no descriptor that could end."""
