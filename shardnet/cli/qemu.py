@@ -6,8 +6,8 @@ Usage:
 Options:
   -l LAB, --lab LAB           the lab, where more than one is running
   -m MODEL, --model MODEL     the guest's network card [default: virtio-net-pci]
-  --memory SIZE               the guest's memory, where the port shares it (vhost-user); it takes the
-                              place of QEMU's -m [default: 512M]
+  --memory SIZE               the guest's memory, where the port shares it (vhost-user);
+                              it takes the place of QEMU's -m [default: 512M]
   --qemu VERSION              QEMU's version, instead of asking qemu-system-x86_64
   -o FORMAT, --output FORMAT  table or json [default: table]
   -h, --help                  print this
