@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shardnet import _core, answers, control, kinds, line, options, plugged, timers
+from shardnet import _core, answers, control, kinds, line, options, plugged, timers, title
 
 # Payload, peer's address (4 or 16 bytes) and port, local address and port, peer's MAC (b"" in an answer: where it was last heard).
 Datagram = tuple[bytes, bytes, int, bytes, int, bytes]
@@ -358,7 +358,7 @@ class Worker:
         names = [f"{place.kind} {place.name}" for place in self.places.values()]
         name = names[0] if len(names) == 1 else f"worker {self.worker}"
         _core.process_title(name)  # has room for 15 bytes, so the rest of it is for ps alone
-        _write_arguments(f"shardnet {self.lab} {name}")
+        title.write(f"shardnet {self.lab} {name}")
         _core.drop_privileges()
         arena, *doorbells = self.fds
         self.shard = _core.Shard(_core.Arena(arena), self.worker, doorbells)
@@ -447,17 +447,6 @@ def said(error: OSError) -> str:
     """What went wrong as `what: why`, the system's words last."""
     why = error.strerror or str(error)
     return f"{error.filename}: {why}" if error.filename else why
-
-
-def _write_arguments(text: str) -> None:
-    """Have ps show this in the place of the forkserver's long arguments."""
-    with contextlib.suppress(OSError):  # no /proc, no title
-        with open("/proc/self/stat", "rb") as stat, open("/proc/self/mem", "r+b", 0) as memory:
-            start, end = map(
-                int, stat.read().rpartition(b")")[2].split()[45:47]
-            )  # proc_pid_stat(5): arg_start, arg_end
-            memory.seek(start)
-            memory.write(text.encode()[: end - start - 1].ljust(end - start, b"\0"))
 
 
 def _alone(keep: int) -> int:

@@ -25,10 +25,11 @@ LAYERS = [
     r"line|manual",
     r"shardnet|ini|switch|kinds|timers|links|addresses|forwards|serving|statedir|dhcp(\..*)?",
     r"control",
-    r"options|rundir",
+    r"tftp(\..*)?|smb(\..*)?",
+    r"options|rundir|title",
     r"_core",
 ]
-SAME = {0, 1, 5, 14}
+SAME = {0, 1, 5, 14, 16}
 
 
 def layer(module):

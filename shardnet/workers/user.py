@@ -8,6 +8,11 @@ service of the host's at an address of the network. restrict = on leaves guests 
 TCP, UDP and echo (ping) pass, for IPv4 and IPv6; router advertisements say prefix, mtu and dns-servers. A guest takes
 its IPv4 address by hand for now: 10.0.2.15/24, its router 10.0.2.2. Echo to the outside takes net.ipv4.ping_group_range;
 without it the guest is told that it is forbidden.
+
+tftp = FOLDER puts a TFTP server at this host's addresses, for machines that boot from the network ([tftp] says more), and
+smb = FOLDER an SMB server at 10.0.2.4, whose share qemu is the folder ([smb] says more). Both stay with restrict = on, as in
+QEMU. Ports 65024 to 65535 of UDP at this host's address are the TFTP server's then. Each is a port of its own, NAME.tftp and NAME.smb, in a
+process of its own.
 """
 
 import contextlib
@@ -21,20 +26,20 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from shardnet import addresses, answers, forwards, kinds, options
+from shardnet.smb import settings as smb
+from shardnet.tftp import settings as tftp
 
 if TYPE_CHECKING:
     from shardnet import worker
 
 IPV4 = ipaddress.IPv4Network("10.0.2.0/24")
 IPV6 = ipaddress.IPv6Network("fec0::/64")
-HOST, LEASE = 0x0202, 0x020F  # .2.2 and .2.15 within the network, as QEMU has them
+HOST, SMB_SERVER, LEASE = 0x0202, 0x0204, 0x020F  # .2.2, .2.4 and .2.15 within the network, as QEMU has them
 # Networks without a mask, as QEMU's net_slirp_init() reads them.
 CLASSES = (("10.0.0.0/8", 8), ("172.16.0.0/12", 12), ("198.18.0.0/15", 15), ("224.0.0.0/4", 28))
 
 DHCP = "there is no DHCP server yet that would say so; guests take their addresses by hand"
 DNS = "there is no DNS forwarder yet; dns-servers names resolvers to IPv6 guests"
-TFTP = "there is no TFTP server yet"
-SMB = "there is no SMB server yet"
 REFUSED = {
     "dhcpstart": DHCP,
     "hostname": DHCP,
@@ -42,11 +47,8 @@ REFUSED = {
     "dnssearch": DHCP,
     "dns": DNS,
     "ipv6-dns": DNS,
-    "tftp": TFTP,
-    "tftp-server-name": TFTP,
-    "bootfile": TFTP,
-    "smb": SMB,
-    "smbserver": SMB,
+    "tftp-server-name": DHCP,
+    "bootfile": DHCP,
     "shards": "one worker carries the network; give other ports a worker of their own with shard",
 }
 # What is changed while the network carries on, see Port.change.
@@ -54,6 +56,7 @@ LIVE = frozenset({"hostfwd", "guestfwd"})
 LEASES = True  # hears of them
 FLOWS_PAGE = 400  # 1 ms of the engine's time, and less than a record of the line
 READS = frozenset({"mtu"})
+PASSED_ON = tftp.PASSED_ON | smb.PASSED_ON
 NO_QEMU = "it is a network, not a guest's port; a guest attaches to a stream or dgram port of the same switch"
 
 
@@ -132,7 +135,7 @@ def _class(address: ipaddress.IPv4Address) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(options.PortOptions):
+class Options(tftp.Options, smb.Options):
     # IPv4. Given alone as on, IPv6 is off.
     ipv4: bool | None = None
     # IPv6. Given alone as on, IPv4 is off.
@@ -161,6 +164,8 @@ class Options(options.PortOptions):
     outbound: str = ""
     # On: port 7 of this host's address sends back what it gets, over TCP and UDP (RFC 862), for guests to see that all is well.
     echo: bool = False
+    # The address of the SMB server, x.y.2.4 of the network unless given.
+    smbserver: ipaddress.IPv4Address | None = options.option(None, read=address4)
     # How many TCP connections there may be, and as many ports of UDP.
     max_flows: int = options.option(65_536, key="max-flows", read=options.between(16, 1 << 20))
     # Resolvers that router advertisements name (the IPv6 ones of them).
@@ -197,6 +202,11 @@ class Options(options.PortOptions):
         return self.network6.network_address + 2
 
     @property
+    def smb4(self) -> ipaddress.IPv4Address | None:
+        """The SMB server in the IPv4 network."""
+        return self.smbserver or _within(self.network, SMB_SERVER)
+
+    @property
     def lease(self) -> ipaddress.IPv4Address | None:
         """Where hostfwd goes unless it says where."""
         return _within(self.network, LEASE)
@@ -220,6 +230,12 @@ def companions(given: Options) -> Iterator[kinds.Companion]:
     """The services that stand behind the network, and what of its frames is for each."""
     if given.echo:
         yield _companion("echo", given, (given.host4, given.host6), ("udp", 7, 7), ("tcp", 7, 7))
+    if given.tftp:
+        transfers = ("udp", tftp.PORTS[0], tftp.PORTS[-1])
+        at = (given.host4, given.host6)
+        yield _companion("tftp", given, at, ("udp", 69, 69), transfers, **tftp.given(given))
+    if given.smb:
+        yield _companion("smb", given, (given.smb4, None), ("tcp", 445, 445), ("tcp", 139, 139), **smb.given(given))
 
 
 def _companion(
@@ -257,6 +273,17 @@ def check(given: Options) -> Iterator[tuple[str, str]]:
             yield key, f"not in {its_net}"
     if network is not None and given.host4 in (network.network_address, network.broadcast_address):
         yield "host", f"no address of one machine in {network}"
+    if given.smb and network is None:
+        yield "smb", "IPv4 is off"
+    if given.smbserver is not None:
+        if not given.smb:
+            yield "smbserver", "there is no server without smb = FOLDER"
+        elif network is not None and given.smbserver not in network:
+            yield "smbserver", f"not in {network}"
+        elif given.smbserver == given.host4:
+            yield "smbserver", "the address of this host"
+    if given.tftp_write and not given.tftp:
+        yield "tftp-write", "there is no server without tftp = FOLDER"
     yield from _check_forwards(given)
     if re.search(r"[\s/]", given.outbound) or len(given.outbound.encode()) > 45:
         yield "outbound", "neither an address nor an interface's name"

@@ -1,0 +1,1 @@
+"""SMB by Samba's smbd, run beside the worker: its configuration, and the process that starts one for each connection."""

@@ -1,0 +1,1 @@
+"""TFTP without sockets, threads or clocks: datagrams in, datagrams out, the time passed in."""
