@@ -2,7 +2,7 @@
 
 usage: bench [options] [ROW...]
 
-Rows: tcp1 tcp4 udp64 pingpong lane stream vhost start memory ports kill; without one, all of them.
+Rows: tcp1 tcp4 udp64 pingpong lane stream vhost start memory ports tftp kill; without one, all of them.
 
 options:
   --quick         one round of half a second a measurement
@@ -17,7 +17,7 @@ import sys
 
 import docopt
 
-from bench import corner, growth, kill, lanes, pair, peers, programs, report, streams, vhosts
+from bench import corner, growth, kill, lanes, pair, peers, programs, report, streams, tftp, vhosts
 from bench.samples import ROWS, Round, Samples
 
 
@@ -59,6 +59,7 @@ OWN = {
     "start": growth.start,
     "memory": growth.memory,
     "ports": growth.ports,
+    "tftp": tftp.measure,
     "kill": kill.measure,
 }
 

@@ -52,6 +52,8 @@ MEASURES = {
     "pss": Measure("PSS", "MB", "memory", None, 1),
     "ports": Measure("UDP 64 B delivered", "kframes/s", "ports", "2 ports"),
     "ports cpu": Measure("CPU a frame", "us", "ports", "2 ports", 2),
+    "tftp block": Measure("20 MB by curl, a block of 1428 B at a time", "ms", "tftp", "tftpd-hpa"),
+    "tftp window": Measure("the same by atftp, windowsize 64 asked for", "ms", "tftp", "tftpd-hpa"),
     "kill": Measure("longest silence of its port", "ms", "kill"),
     "kill lost": Measure("frames lost by two others", "at 10,000/s", "kill"),
     "kill unread": Measure("refused by a TAP's queue", "frames", "kill"),
