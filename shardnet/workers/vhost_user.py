@@ -15,6 +15,8 @@ Several queues take queues = N here, queues=N in the -netdev, and mq=on,vectors=
 host_mtu=N; one above this port's mtu is refused. A guest that moved is announced as the VMM asks (RARP), or announces itself. The
 dirty log of a live migration is kept.
 
+QEMU 7.2 without KVM dies at the first interrupt of such a card by MSI-X: vectors=0 in the -device keeps it alive.
+
 A VMM can do harm to its own port only: a guest's ring that makes no sense is stopped and the log says so, a guest's memory that
 is taken away ends the connection. Memory has to be a memfd, or a file of tmpfs or hugetlbfs, for the page faults of others can
 wait for ever. At a worker's death at most a batch of frames is sent twice, or lost on the way in.

@@ -31,17 +31,27 @@ PROBE = Path(__file__).parents[1] / "probe.py"
 TOOLS = ("curl", "ping", "traceroute")
 MODULES = ("errno", "hashlib", "json", "selectors", "socket", "struct", "time")  # what probe.py imports
 numbers = itertools.count(1)
+consoles = itertools.count(1)
 
 
 class Guest:
     """One running guest."""
 
-    def __init__(self, netdevs: Sequence[str], directory: Path, memory: int = 128, tools: bool = False) -> None:
-        self.number = next(numbers)
+    def __init__(
+        self,
+        netdevs: Sequence[str],
+        directory: Path,
+        memory: int = 128,
+        tools: bool = False,
+        more: Sequence[str] = (),
+        number: int | None = None,
+    ) -> None:
+        self.number = number or next(numbers)
         self.netdevs = list(netdevs)
         self.directory = directory
         self.memory = memory
         self.tools = tools
+        self.more = list(more)  # words for QEMU
         self.sums: dict[str, str] = {}  # of the files that it serves
         self.start()
 
@@ -50,7 +60,7 @@ class Guest:
 
     def start(self) -> None:
         """Boot; returns at once. The first command waits for the guest to be up."""
-        self.console = self.directory / f"guest{self.number}.console"
+        self.console = self.directory / f"guest{next(consoles)}.console"
         options = [
             "setpriv",
             "--pdeathsig",
@@ -86,6 +96,7 @@ class Guest:
                     rest += f",queues={queues}"
                     device += ",mq=on"
             options += ["-netdev", f"{kind},id=n{nic},{rest}", "-device", device]
+        options += self.more
         self.errors = tempfile.TemporaryFile(dir=self.directory)
         self.qemu = subprocess.Popen(
             options, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, bufsize=0
