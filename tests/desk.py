@@ -1,5 +1,6 @@
 """A worker in miniature for the tests of back ends: real ports on the real core, driven step by step from the test."""
 
+import collections
 import contextlib
 import os
 import socket
@@ -12,6 +13,7 @@ from shardnet import _core, options
 from shardnet.workers import dgram
 
 DEADLINE_S = 10.0
+NOBODY = 200  # a port's number that no port has here: what is for it is dropped
 
 
 class Place:
@@ -20,7 +22,8 @@ class Place:
     def __init__(self, desk, name, number):
         self.desk, self.name, self.port = desk, name, number
         self.run_dir = desk.run_dir
-        self.behind, self.companions, self.counts = "", {}, {}
+        self.behind, self.counts = "", {}
+        self.companions = collections.defaultdict(lambda: NOBODY)
         self.states = []
         self.lines = []
         self.carried = None

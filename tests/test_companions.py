@@ -43,7 +43,7 @@ HOST, HOST6 = "10.0.2.2", "fec0::2"
 
 def test_a_companion_takes_its_place_on_the_switch_from_its_port():
     (net0,) = labs.ports("[user net0]\necho = on\nvlan = 7\nmtu = 9000\nmax_macs = 3\nshard = one")
-    (found,) = labs.companions(net0).values()
+    found = labs.companions(net0)["echo"]
     assert str(found) == "[echo net0.echo]"
     assert found.given == {"vlan": "7", "mtu": "9000", "address": "10.0.2.2/24", "address6": "fec0::2/64"}
 

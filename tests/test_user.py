@@ -288,7 +288,7 @@ def test_only_the_listed_ports_of_the_loopback_are_reached(network):
 
 @pytest.mark.needs("root", "/dev/net/tun")
 def test_a_guest_takes_an_address_by_router_advertisement(desk, network, namespace):
-    network(dns_servers="2001:db8::53")
+    network()
     newcomer = namespace("slaac")
     desk.add(tap, ifname="slaac", netns=newcomer.name)
     desk.until(lambda: "fec0::" in newcomer.run("ip", "-6", "addr", "show", "dev", "slaac") or None, 15)

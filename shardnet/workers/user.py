@@ -5,7 +5,9 @@ it. The picture is QEMU's: the network 10.0.2.0/24 and fec0::/64, where 10.0.2.2
 reaches the host's loopback (host-loopback). What the outside is to reach in a guest is named by hostfwd, and guestfwd puts a
 service of the host's at an address of the network. restrict = on leaves guests with nothing but those two.
 
-TCP, UDP and echo (ping) pass, for IPv4 and IPv6; router advertisements say prefix, mtu and dns-servers. A guest takes
+At 10.0.2.3 and fec0::3 is a DNS server, which [dns NAME] tells of, with the keys that stand there; its port is NAME.dns.
+
+TCP, UDP and echo (ping) pass, for IPv4 and IPv6; router advertisements say prefix, mtu and where the DNS server is. A guest takes
 its IPv4 address by hand for now: 10.0.2.15/24, its router 10.0.2.2. Echo to the outside takes net.ipv4.ping_group_range;
 without it the guest is told that it is forbidden.
 
@@ -26,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from shardnet import addresses, answers, forwards, kinds, options
+from shardnet.dns import settings as names
 from shardnet.smb import settings as smb
 from shardnet.tftp import settings as tftp
 
@@ -34,19 +37,16 @@ if TYPE_CHECKING:
 
 IPV4 = ipaddress.IPv4Network("10.0.2.0/24")
 IPV6 = ipaddress.IPv6Network("fec0::/64")
-HOST, SMB_SERVER, LEASE = 0x0202, 0x0204, 0x020F  # .2.2, .2.4 and .2.15 within the network, as QEMU has them
+# .2.2, .2.3, .2.4 and .2.15 within the network, as QEMU has them.
+HOST, DNS, SMB_SERVER, LEASE = 0x0202, 0x0203, 0x0204, 0x020F
 # Networks without a mask, as QEMU's net_slirp_init() reads them.
 CLASSES = (("10.0.0.0/8", 8), ("172.16.0.0/12", 12), ("198.18.0.0/15", 15), ("224.0.0.0/4", 28))
 
 DHCP = "there is no DHCP server yet that would say so; guests take their addresses by hand"
-DNS = "there is no DNS forwarder yet; dns-servers names resolvers to IPv6 guests"
 REFUSED = {
     "dhcpstart": DHCP,
     "hostname": DHCP,
-    "domainname": DHCP,
     "dnssearch": DHCP,
-    "dns": DNS,
-    "ipv6-dns": DNS,
     "tftp-server-name": DHCP,
     "bootfile": DHCP,
     "shards": "one worker carries the network; give other ports a worker of their own with shard",
@@ -56,7 +56,7 @@ LIVE = frozenset({"hostfwd", "guestfwd"})
 LEASES = True  # hears of them
 FLOWS_PAGE = 400  # 1 ms of the engine's time, and less than a record of the line
 READS = frozenset({"mtu"})
-PASSED_ON = tftp.PASSED_ON | smb.PASSED_ON
+PASSED_ON = names.PASSED_ON | tftp.PASSED_ON | smb.PASSED_ON
 NO_QEMU = "it is a network, not a guest's port; a guest attaches to a stream or dgram port of the same switch"
 
 
@@ -121,21 +121,13 @@ def ports(text: str) -> tuple[tuple[int, int], ...] | None:
     return tuple(found)
 
 
-def servers(text: str) -> tuple[forwards.Address, ...]:
-    """addresses with commas between"""
-    try:
-        return tuple(ipaddress.ip_address(word) for word in re.split(r"[\s,]+", text) if word)
-    except ValueError as why:
-        raise ValueError(str(why)) from None
-
-
 def _class(address: ipaddress.IPv4Address) -> int:
     first = address.packed[0]
     return 8 if first < 128 else 16 if first < 192 else 24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(tftp.Options, smb.Options):
+class Options(names.Options, tftp.Options, smb.Options):
     # IPv4. Given alone as on, IPv6 is off.
     ipv4: bool | None = None
     # IPv6. Given alone as on, IPv4 is off.
@@ -168,8 +160,10 @@ class Options(tftp.Options, smb.Options):
     smbserver: ipaddress.IPv4Address | None = options.option(None, read=address4)
     # How many TCP connections there may be, and as many ports of UDP.
     max_flows: int = options.option(65_536, key="max-flows", read=options.between(16, 1 << 20))
-    # Resolvers that router advertisements name (the IPv6 ones of them).
-    dns_servers: tuple[forwards.Address, ...] = options.option((), key="dns-servers", read=servers)
+    # Where the guests' DNS server is, x.y.2.3 unless given.
+    dns: ipaddress.IPv4Address | None = options.option(None, read=address4)
+    # And in the IPv6 network, ::3 there unless given.
+    ipv6_dns: ipaddress.IPv6Address | None = options.option(None, key="ipv6-dns", read=address6)
 
     @property
     def network(self) -> ipaddress.IPv4Network | None:
@@ -207,6 +201,26 @@ class Options(tftp.Options, smb.Options):
         return self.smbserver or _within(self.network, SMB_SERVER)
 
     @property
+    def dns4(self) -> ipaddress.IPv4Address | None:
+        """The DNS server in the IPv4 network; None where that is too small for a third address."""
+        usual = _within(self.network, DNS)
+        if self.network is not None and usual in (self.host4, self.network.broadcast_address):
+            usual = None
+        return self.dns or usual
+
+    @property
+    def dns6(self) -> ipaddress.IPv6Address | None:
+        """The DNS server in the IPv6 network."""
+        if self.ipv6_dns is not None or self.network6 is None or self.network6.prefixlen > 126:
+            return self.ipv6_dns
+        return self.network6.network_address + 3
+
+    @property
+    def resolvers(self) -> list[str]:
+        """The DNS server's addresses, for guests to ask."""
+        return [] if self.restrict else [str(address) for address in (self.dns4, self.dns6) if address is not None]
+
+    @property
     def lease(self) -> ipaddress.IPv4Address | None:
         """Where hostfwd goes unless it says where."""
         return _within(self.network, LEASE)
@@ -236,6 +250,10 @@ def companions(given: Options) -> Iterator[kinds.Companion]:
         yield _companion("tftp", given, at, ("udp", 69, 69), transfers, **tftp.given(given))
     if given.smb:
         yield _companion("smb", given, (given.smb4, None), ("tcp", 445, 445), ("tcp", 139, 139), **smb.given(given))
+    if given.resolvers:
+        at = (given.dns4, given.dns6)
+        hosts = (given.host4, given.host6)
+        yield _companion("dns", given, at, ("udp", 53, 53), ("tcp", 53, 53), **names.given(given, hosts))
 
 
 def _companion(
@@ -260,19 +278,25 @@ def check(given: Options) -> Iterator[tuple[str, str]]:
     if network is None and network6 is None:
         yield "ipv6", "ipv4 is off too, and nothing is left"
         return
-    for key in ("net", "host"):
+    for key in ("net", "host", "dns"):
         if network is None and getattr(given, key) is not None:
             yield key, "IPv4 is off"
-    for key in ("ipv6_net", "ipv6_prefix", "ipv6_prefixlen", "ipv6_host"):
+    for key in ("ipv6_net", "ipv6_prefix", "ipv6_prefixlen", "ipv6_host", "ipv6_dns"):
         if network6 is None and getattr(given, key) is not None:
             yield key.replace("_", "-"), "IPv6 is off"
     if given.ipv6_net is not None and (given.ipv6_prefix is not None or given.ipv6_prefixlen is not None):
         yield "ipv6-net", "ipv6-prefix says it too"
-    for key, host, its_net in (("host", given.host, network), ("ipv6-host", given.ipv6_host, network6)):
-        if host is not None and its_net is not None and host not in its_net:
+    for key, address, its_net in (
+        ("host", given.host, network),
+        ("dns", given.dns, network),
+        ("ipv6-host", given.ipv6_host, network6),
+        ("ipv6-dns", given.ipv6_dns, network6),
+    ):
+        if address is not None and its_net is not None and address not in its_net:
             yield key, f"not in {its_net}"
-    if network is not None and given.host4 in (network.network_address, network.broadcast_address):
-        yield "host", f"no address of one machine in {network}"
+    for key, address in (("host", given.host4), ("dns", given.dns4)):
+        if network is not None and address in (network.network_address, network.broadcast_address):
+            yield key, f"no address of one machine in {network}"
     if given.smb and network is None:
         yield "smb", "IPv4 is off"
     if given.smbserver is not None:
@@ -284,9 +308,23 @@ def check(given: Options) -> Iterator[tuple[str, str]]:
             yield "smbserver", "the address of this host"
     if given.tftp_write and not given.tftp:
         yield "tftp-write", "there is no server without tftp = FOLDER"
+    yield from _check_dns(given)
     yield from _check_forwards(given)
     if re.search(r"[\s/]", given.outbound) or len(given.outbound.encode()) > 45:
         yield "outbound", "neither an address nor an interface's name"
+
+
+def _check_dns(given: Options) -> Iterator[tuple[str, str]]:
+    for key, here, other in (("dns", given.dns4, given.host4), ("ipv6-dns", given.dns6, given.host6)):
+        if here is not None and here == other:
+            yield key, f"{here} is this host"
+    if given.smb and given.smb4 == given.dns4:
+        yield "smbserver", "the address of the DNS server"
+    if given.restrict:
+        for key in sorted(names.PASSED_ON - {"domainname", "rebinding"}):
+            if getattr(given, key.replace("-", "_")):
+                yield key, "restrict = on leaves guests without a DNS server"
+    yield from names.check(given)
 
 
 def _check_forwards(given: Options) -> Iterator[tuple[str, str]]:
@@ -325,6 +363,8 @@ def _check_forwards(given: Options) -> Iterator[tuple[str, str]]:
         its_net = given.network6 if service.address.version == 6 else given.network
         if its_net is None or service.address not in its_net:
             yield "guestfwd", f"{text}: {service.address} is in no network of the guests"
+        elif service.port == 53 and str(service.address) in given.resolvers:
+            yield "guestfwd", f"{text}: {service.address}:53 is the DNS server"
         elif (service.address, service.port) in seen:
             yield "guestfwd", f"{text}: {service.address}:{service.port} is forwarded already"
         seen.add((service.address, service.port))
@@ -431,10 +471,7 @@ class Port:
             "host6": given.host6,
         }
         told = {key: None if value is None else str(value) for key, value in found.items()}
-        forwarders = [
-            at for one in companions(given) for what, at, first, _ in one.takes if (what, first) == ("udp", 53)
-        ]
-        return {**told, "mtu": given.mtu, "resolvers": [*forwarders, *map(str, given.dns_servers)]}
+        return {**told, "mtu": given.mtu, "resolvers": given.resolvers}
 
     def ended(self, error: int) -> None:
         """A network has no descriptor that could end."""
@@ -523,7 +560,7 @@ class Port:
             "loopback": None if given.host_loopback is None else list(given.host_loopback),
             "interface": interface,
             "max_flows": given.max_flows,
-            "resolvers": [str(server) for server in given.dns_servers],
+            "resolvers": [address for address in given.resolvers if ":" in address],
             "services": [(*rule, self.place.companions[one.suffix]) for one in companions(given) for rule in one.takes],
             "guestfwd": [_served(one) for one in given.served],
         }
