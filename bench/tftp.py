@@ -58,11 +58,11 @@ class Libslirp(peers.Peer):
 
     def start(self, place: corner.Corner, files: Path) -> None:
         nets: list[str] = []
-        for n, net in enumerate((f"user,id=n0,tftp={files}", "tap,id=n1,ifname=t,script=no,downscript=no")):
+        for n, net in enumerate((f"user,id=n0,tftp={files}", "tap,id=n1,ifname=t1,script=no,downscript=no")):
             nets += ["-netdev", net, "-netdev", f"hubport,id=h{n},hubid=0,netdev=n{n}"]
         place.daemon("s", *peers.QEMU, *nets)
-        corner.wait("libslirp: t", lambda: peers.present(place, "t"))
-        attach(place, "t")
+        corner.wait("libslirp: t1", lambda: peers.present(place, "t1"))
+        attach(place, "t1")
 
 
 SERVERS = (Shardnet, Hpa, Libslirp)

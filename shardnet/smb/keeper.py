@@ -333,7 +333,8 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     with socket.socket() as listener, contextlib.ExitStack() as stack:
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
-        ours = stack.enter_context(socket.create_connection(listener.getsockname()))
+        ours = stack.enter_context(socket.socket())
+        ours.connect(listener.getsockname())
         its, peer = listener.accept()
         stack.enter_context(its)
         if peer != ours.getsockname():
