@@ -29,12 +29,14 @@ PROBE = str(Path(probe.__file__))
 FULL = "SHARDNET_TEST_FULL" in os.environ  # 200 MB and ten minutes; else sizes that CI has time for
 MTUS = (1500, 9000, 65520)
 UDP_SIZES = (0, 1, 17, 512, 1472, 1473, 9000, 40_000, 65_487, 65_507)
-IDLE_S = 600 if FULL else 3
+IDLE_S = 600 if FULL else 1
 PATIENCE_S = 60
 
 
 class Namespace:
     """A place: a network namespace, its interface called `inside`."""
+
+    patience = 10.0  # seconds, for an answer that may never come
 
     def __init__(self, netns: namespaces.Namespace) -> None:
         self.netns, self.interface, self.size = netns, "inside", 200_000_000 if FULL else 30_000_000
@@ -55,6 +57,8 @@ class Namespace:
 
 class Guest:
     """A place: a Linux guest in QEMU, booted with tools."""
+
+    patience = 10.0
 
     def __init__(self, guest: Any) -> None:
         self.guest, self.interface, self.size = guest, "eth0", 200_000_000 if FULL else 8_000_000
@@ -129,7 +133,7 @@ def world() -> Iterator[None]:
             nodad = ["nodad"] if bits == 64 else []
             _ip("addr", "add", f"{family.beyond[:-1]}1/{bits}", "dev", near, *nodad)
             netns.run("ip", "addr", "add", f"{family.beyond}/{bits}", "dev", "far", *nodad)
-            _ip("route", "add", "unreachable", family.nowhere)
+            _ip("route", "replace", "unreachable", family.nowhere)
             undo.callback(_ip, "route", "del", "unreachable", family.nowhere)
         _ip("link", "set", near, "up")
         netns.run("ip", "link", "set", "far", "up")
@@ -183,7 +187,7 @@ def swap(place: Any, family: Family, size: int, guest_first: bool) -> str:
         return (got or probe.take(connection)), sent
 
     with served(family, answer) as (port, said):
-        found = place.probe("swap", family.host, port, size, guest_first, within=60 + size / 500_000)
+        found = place.probe("swap", family.host, port, size, guest_first, place.patience, within=60 + size / 500_000)
         if isinstance(found, str):
             return found
         return "equal" if tuple(found) == said.get(timeout=PATIENCE_S) else "different"
@@ -204,7 +208,7 @@ def mtu_of(place: Any, mtu: int) -> Iterator[None]:
 
 def transfer(mtu: int, place: Any, family: Family) -> str:
     with mtu_of(place, mtu):
-        return swap(place, family, place.size, guest_first=True)
+        return swap(place, family, place.size, guest_first=False)
 
 
 def half_close(guest_first: bool, place: Any, family: Family) -> str:
@@ -260,16 +264,16 @@ def reset_by_host(place: Any, family: Family) -> str:
 
 
 def refused(place: Any, family: Family) -> str:
-    return place.probe("connect", family.host, free(family), 10)
+    return place.probe("connect", family.host, free(family), place.patience)
 
 
 def nobody(place: Any, family: Family) -> str:
     """An address of the network that nobody has: the guest hears no answer when it asks who does."""
-    return place.probe("connect", family.nobody, 80, 10)
+    return place.probe("connect", family.nobody, 80, place.patience)
 
 
 def nowhere(place: Any, family: Family) -> str:
-    return place.probe("connect", family.nowhere, 80, 10)
+    return place.probe("connect", family.nowhere, 80, place.patience)
 
 
 def idle(place: Any, family: Family) -> str:
@@ -302,31 +306,49 @@ def udp(mtu: int, place: Any, family: Family) -> str:
                     server.sendto(data, client)
 
         threading.Thread(target=answer, daemon=True).start()
-        back = place.probe("echo", family.host, server.getsockname()[1], UDP_SIZES)
+        back = place.probe("echo", family.host, server.getsockname()[1], UDP_SIZES, place.patience)
+        if isinstance(back, str):
+            return back
         lost = [str(size) for size in UDP_SIZES if size not in back]
         return f"lost {' '.join(lost)}" if lost else "all sizes"
 
 
 def udp_refused(place: Any, family: Family) -> str:
-    return place.probe("tell", family.host, free(family, socket.SOCK_DGRAM))
+    return place.probe("tell", family.host, free(family, socket.SOCK_DGRAM), place.patience)
 
 
 def ping(to: str, size: str, place: Any, family: Family) -> str:
     count = "1" if to in ("nobody", "nowhere") else "3"
-    _, text = place.run("/usr/bin/ping", "-n", "-c", count, "-i", "0.2", "-W", "2", "-s", size, getattr(family, to))
+    _, text = place.run(
+        "/usr/bin/ping", "-n", "-c", count, "-i", "0.2", "-W", f"{place.patience:g}", "-s", size, getattr(family, to)
+    )
     if " 0% packet loss" in text:
         return "answered"
-    # What the kernel's errors are called: of ICMP type 3 code 1, and of ICMPv6 type 1 code 3.
-    told = re.search(
-        r"From (\S+) icmp_seq=1 (Destination Host Unreachable|Destination unreachable: Address unreachable)", text
-    )
-    return f"unreachable, says {told[1]}" if told else "silence"
+    told = re.search(r"From (\S+) icmp_seq=1 (.*)", text)
+    if not told:
+        return "silence"
+    # As the kernel names ICMP type 3 code 1, and ICMPv6 type 1 code 3.
+    host = told[2] in ("Destination Host Unreachable", "Destination unreachable: Address unreachable")
+    return f"{'host unreachable' if host else told[2]}, says {told[1]}"
 
 
 def trace(place: Any, family: Family) -> str:
     """By UDP, with one probe a hop: who says that its time was up, and who that the port is none."""
     version = "-6" if ":" in family.host else "-4"
-    command = ["/usr/bin/traceroute", version, "-n", "-q", "1", "-N", "1", "-w", "2", "-m", "3", family.beyond]
+    command = [
+        "/usr/bin/traceroute",
+        version,
+        "-n",
+        "-q",
+        "1",
+        "-N",
+        "1",
+        "-w",
+        f"{place.patience:g}",
+        "-m",
+        "3",
+        family.beyond,
+    ]
     _, text = place.run(*command)
     return " ".join(re.findall(r"^ *\d+ +(\S+)", text, re.MULTILINE))
 
@@ -354,8 +376,8 @@ EXERCISES: dict[str, Exercise] = {
     "ping the host": Exercise(functools.partial(ping, "host", "56"), "answered"),
     "ping the host with 8000 bytes": Exercise(functools.partial(ping, "host", "8000"), "answered"),
     "ping beyond": Exercise(functools.partial(ping, "beyond", "56"), "answered"),
-    "ping nobody": Exercise(functools.partial(ping, "nobody", "56"), "unreachable, says {guest}"),
-    "ping nowhere": Exercise(functools.partial(ping, "nowhere", "56"), "unreachable, says {host}"),
+    "ping nobody": Exercise(functools.partial(ping, "nobody", "56"), "host unreachable, says {guest}"),
+    "ping nowhere": Exercise(functools.partial(ping, "nowhere", "56"), "host unreachable, says {host}"),
     "traceroute": Exercise(trace, "{host} {beyond}"),
 }
 

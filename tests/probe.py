@@ -13,7 +13,7 @@ import sys
 import time
 
 BLOCK = 1 << 20
-PATIENCE_S = 60
+PATIENCE_S = 10
 
 
 def blocks(seed, size):
@@ -52,9 +52,9 @@ def connected(host, port, patience=PATIENCE_S):
     return made
 
 
-def swap(host, port, size, first):
+def swap(host, port, size, first, patience):
     """All of ours and then all of theirs, or the other way; returns the sums of both. Who ends first goes on receiving."""
-    with connected(host, port) as connection:
+    with connected(host, port, patience) as connection:
         if first:
             sent = give(connection, "guest", size)
             return sent, take(connection)
@@ -62,7 +62,7 @@ def swap(host, port, size, first):
         return give(connection, "guest", size), got
 
 
-def connect(host, port, patience=PATIENCE_S):
+def connect(host, port, patience):
     connected(host, port, patience).close()
     return "connected"
 
@@ -123,27 +123,29 @@ def many(host, port, count, at_once):
     return failures or answered
 
 
-def echo(host, port, sizes):
-    """Which of these datagrams came back as they were sent."""
+def echo(host, port, sizes, patience):
+    """Which of these datagrams came back as they were sent. Once one was lost the others are not waited for as long."""
     back = []
     with socket.socket(family(host), socket.SOCK_DGRAM) as one:
         one.connect((host, port))
-        one.settimeout(3)
+        one.settimeout(patience)
         for size in sizes:
             data = b"".join(blocks(size, size))
             try:
                 one.send(data)
-                back += [size] if one.recv(1 << 17) == data else []
+                while one.recv(1 << 17) != data:
+                    pass
+                back.append(size)
             except TimeoutError:
-                pass
+                one.settimeout(patience / 10)
     return back
 
 
-def tell(host, port):
+def tell(host, port, patience):
     """Send a datagram; returns what comes of it."""
     with socket.socket(family(host), socket.SOCK_DGRAM) as one:
         one.connect((host, port))
-        one.settimeout(3)
+        one.settimeout(patience)
         one.send(b"anybody?")
         return one.recv(100).decode()
 

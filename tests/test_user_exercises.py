@@ -10,7 +10,10 @@ import guest as guests
 import labs
 import namespaces
 
-pytestmark = pytest.mark.needs("root", "/dev/net/tun", "guests", "curl", "traceroute", "ping")
+pytestmark = [
+    pytest.mark.needs("root", "/dev/net/tun", "guests", "curl", "traceroute", "ping"),
+    pytest.mark.timeout(1200 if exercises.FULL else 300),
+]
 
 LAB = """
 [user net0]

@@ -198,5 +198,7 @@ def lacking() -> str | None:
 def _archive(tools: bool) -> Path:
     path = KERNEL / ("initramfs-tools" if tools else "initramfs")
     more = [*toolbox.entries(TOOLS, MODULES), ("probe.py", 0o644 | stat.S_IFREG, PROBE.read_bytes())] if tools else []
-    path.write_bytes(initramfs.build(BUSYBOX, KERNEL / "modules", more))
+    fresh = path.with_suffix(f".{os.getpid()}")  # another run of the tests may be booting from it
+    fresh.write_bytes(initramfs.build(BUSYBOX, KERNEL / "modules", more))
+    fresh.replace(path)
     return path
