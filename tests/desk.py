@@ -180,6 +180,7 @@ class Desk:
     def close(self) -> None:
         for place in self.places.values():
             place.carried.close()
+        del self.shard  # in this thread, which made it: a cycle would end it in any
         for fd in (*self.fds, *self.store.values()):
             os.close(fd)
 

@@ -118,7 +118,7 @@ def address(place: Namespace | Guest) -> None:
 
 
 @contextlib.contextmanager
-def world() -> Iterator[None]:
+def world() -> Iterator[namespaces.Namespace]:
     """A machine beyond this host, in a namespace; routes that are unreachable; echo allowed to whoever is a worker."""
     near = f"u{os.getpid()}"
     allowed = Path("/proc/sys/net/ipv4/ping_group_range")
@@ -137,7 +137,7 @@ def world() -> Iterator[None]:
             undo.callback(_ip, "route", "del", "unreachable", family.nowhere)
         _ip("link", "set", near, "up")
         netns.run("ip", "link", "set", "far", "up")
-        yield
+        yield netns
 
 
 def _ip(*words: str) -> None:

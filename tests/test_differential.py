@@ -15,6 +15,8 @@ import deadline
 import exercises
 import labs
 import namespaces
+from shardnet import options
+from shardnet.workers import user
 
 pytestmark = pytest.mark.needs(
     "root", "/dev/net/tun", "qemu-system-x86_64", "passt", "setpriv", "curl", "traceroute", "ping"
@@ -33,6 +35,7 @@ LIBSLIRP = "server = on\n"
 PASST = "server = off\nreconnect-ms = 100\n"
 
 SILENCE = "silence"
+WHATEVER = "silence|.+"  # as the network of this host has it
 LONG = "silence|EMSGSIZE|lost [0-9 ]+"
 # What the peer answers where we are right, as a pattern, and why. A key with a family is about that one alone.
 DIFFERENCES = {
@@ -60,16 +63,16 @@ DIFFERENCES = {
         "the guest ends first": (SILENCE, "what comes behind a guest's FIN is not acknowledged rightly (podman#27179)"),
         "a reset by the guest": ("end", "closes its socket in order"),
         "no listener": (SILENCE, "leaves a connect() that failed to a timer"),
-        "nobody": (SILENCE, "answers ARP and NDP for every address, so the guest asks the host's network"),
+        "nobody": (WHATEVER, "answers ARP and NDP for every address, so the guest asks the host's network"),
         "nowhere": (SILENCE, "leaves a connect() that failed to a timer"),
         **{
             f"udp of every size at mtu {mtu}": (LONG, "no fragments; over IPv6 nothing comes back from the loopback")
             for mtu in exercises.MTUS
         },
         "udp without a socket": (SILENCE, "does not read the errors of its sockets"),
-        "ping the host": (SILENCE, "sends echo to the gateway's address out, where nobody has it"),
-        "ping the host with 8000 bytes": (SILENCE, "as above, and no fragments"),
-        "ping nobody": (SILENCE, "answers ARP and NDP for every address, so the guest asks the host's network"),
+        "ping the host": (WHATEVER, "sends echo to the gateway's address out, where nobody has it"),
+        "ping the host with 8000 bytes": (WHATEVER, "as above, and no fragments"),
+        "ping nobody": (WHATEVER, "answers ARP and NDP for every address, so the guest asks the host's network"),
         "ping nowhere": (SILENCE, "does not read the errors of its sockets"),
         "traceroute": (r"\* \* \*", "does not look at the hop limit, and reads no errors"),
         **{
@@ -142,3 +145,42 @@ def test_answers_as_we_do_or_as_its_table_says(peer, family, exercise):
     found = exercises.EXERCISES[exercise].do(place, addresses)
     right = exercises.right(exercise, addresses)
     assert found == right or (differs and re.fullmatch(differs.format(**vars(addresses)), found)), (found, right)
+
+
+# A key, its text, the words of QEMU 7.2, and ours.
+REFUSED = [
+    ("hostfwd", "tcp::80", "Bad host port separator", "no - between the host's side and the guest's"),
+    ("hostfwd", "sctp::80-:80", "Bad protocol name", "sctp is neither tcp nor udp nor unix"),
+    ("hostfwd", "80-80", "No : separators", "80-80 is neither tcp nor udp nor unix"),
+    ("hostfwd", "tcp::99999-:80", "Bad host port", "99999 is no port: 0 to 65535"),
+    ("hostfwd", "tcp::80-:0", "Bad guest port", "0 is no port: 1 to 65535"),
+    ("hostfwd", "tcp::80-10.0.2.999:80", "Bad guest address", "10.0.2.999 is no address"),
+    ("hostfwd", "unix:a-:80", "Bad protocol name", "no unix:/PATH-[GUEST]:PORT with an absolute path"),
+    ("guestfwd", "tcp:10.0.2.100:80", "Invalid guest forwarding rule", "no [tcp]:ADDRESS:PORT- with"),
+    ("guestfwd", "udp:10.0.2.100:80-cmd:cat", "Invalid guest forwarding rule", "only TCP is forwarded to a service"),
+    ("guestfwd", "tcp:10.0.2.100:0-cmd:cat", "Invalid guest forwarding rule", "0 is no port: 1 to 65535"),
+    ("guestfwd", "tcp:10.0.9.1:80-cmd:cat", "Conflicting/invalid host:port", "10.0.9.1 is in no network of the guests"),
+    ("host", "10.0.3.2", "Host doesn't belong to network", "not in 10.0.2.0/24"),
+    ("net", "10.0.2.0/33", "Invalid netmask provided (must be in range 4-32)", "a prefix of IPv4 is 0 to 32"),
+]
+
+
+@pytest.mark.parametrize(("key", "text", "theirs", "ours"), REFUSED)
+def test_what_qemu_refuses_we_refuse_and_say_why(key, text, theirs, ours):
+    command = [
+        "qemu-system-x86_64",
+        "-M",
+        "none",
+        "-display",
+        "none",
+        "-nodefaults",
+        "-netdev",
+        f"user,id=u,{key}={text}",
+    ]
+    ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+    assert ran.returncode == 1
+    assert theirs in ran.stderr
+    with pytest.raises(options.Wrong) as wrong:
+        options.read(user, {key: text})
+    assert str(wrong.value).startswith(f"{key} = {text}: ")
+    assert ours in str(wrong.value)

@@ -4,10 +4,16 @@ import os
 import signal
 import socket
 import subprocess
+import threading
+import time
+from http.server import ThreadingHTTPServer
 
 import pytest
 
 import deadline
+import exercises
+import flow
+import labs
 from shardnet import links
 
 LAB = """
@@ -75,3 +81,72 @@ def test_a_guest_behind_a_tap_fetches_from_the_host(lab, namespace, tmp_path):
     finally:
         server.kill()
         server.wait()
+
+
+OTHERS = """
+[stream one]
+switch = others
+server = on
+addr.type = unix
+addr.path = one.sock
+
+[stream two]
+switch = others
+server = on
+addr.type = unix
+addr.path = two.sock
+"""
+
+
+@pytest.mark.needs("root", "/dev/net/tun")
+def test_the_death_of_its_worker_costs_other_ports_no_frame_and_new_connections_go_through(lab, namespace):
+    netns = namespace("inside")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        running = lab(LAB.format(netns=netns.name, port=labs.free_port()) + OTHERS)
+        running.until_up("net0", "inside")
+        where = ("10.0.2.2", listener.getsockname()[1])
+        with links.namespace(netns.name):
+            socket.create_connection(where, timeout=10).close()  # both know each other's addresses
+            with flow.running(running.run_dir, "one", "two") as others:
+                for _ in range(3):
+                    before = running.workers()["net0"]
+                    os.kill(before, signal.SIGKILL)
+                    began = time.monotonic()
+                    socket.create_connection(where, timeout=10).close()  # begun while nobody was there
+                    print(f"connected after {1000 * (time.monotonic() - began):.1f} ms")
+                    deadline.until(
+                        lambda before=before: running.workers()["net0"] not in (None, before), "a new worker"
+                    )
+                    running.until_up("net0")
+                account = others.end()
+        assert (account["lost"], account["twice"], account["disordered"]) == (0, 0, 0), account
+
+
+@pytest.mark.needs("root", "/dev/net/tun", "curl", "unshare")
+def test_a_command_of_a_user_without_privileges_fetches_from_the_host(tmp_path):
+    """Lab and command run as user 1000 of a user namespace, with no capability over this host's network."""
+    user = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+    environment = {**os.environ, "SHARDNET_RUN_DIR": str(tmp_path), "SHARDNET_LAB": "lab"}
+    (tmp_path / "lab.ini").write_text("[user net0]\n")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), exercises.Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    command = [*user, labs.SHARDNET, "start", "-c", str(tmp_path / "lab.ini")]
+    with open(tmp_path / "log", "w") as log:
+        supervisor = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        address = ["--address", "10.0.2.15/24", "--route", "10.0.2.2"]
+        curl = ["curl", "-sS", "-m", "20", "-w", "%{http_code}", "-o", "/dev/null"]
+        url = f"http://10.0.2.2:{server.server_port}/"
+        words = [*user, labs.SHARDNET, "exec", *address, "--", *curl, url]
+
+        def fetched():
+            ran = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+            return ran if ran.returncode == 0 or supervisor.poll() is not None else None
+
+        ran = deadline.until(fetched, "a page", 30)
+        assert (ran.stdout, ran.stderr) == ("200", ""), (tmp_path / "log").read_text()
+    finally:
+        supervisor.terminate()
+        assert supervisor.wait(30) == 0, (tmp_path / "log").read_text()
+        server.shutdown()
+        server.server_close()

@@ -8,6 +8,7 @@
 //!
 //! A mapping is forgotten after 180 seconds of silence, after 30 if nobody ever answered; one made by hostfwd never.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -32,6 +33,8 @@ const UNANSWERED_MS: u64 = 30_000;
 const OVER: usize = 64;
 /// Errors read at one go.
 const ERRORS: usize = 16;
+/// Clients of a forward that are remembered: a guest may answer these whatever else it may not do.
+const CLIENTS: usize = 256;
 const EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLET) as u32;
 
 pub struct Udp {
@@ -41,9 +44,18 @@ pub struct Udp {
     answered: bool,
     /// Made by hostfwd: it stays.
     fixed: bool,
+    /// Who has spoken to a fixed one, the latest last.
+    clients: VecDeque<Client>,
     used_ms: u64,
     alarm: Alarm,
     pub traffic: Traffic,
+}
+
+struct Client {
+    /// As the guest has it, and as the host has it.
+    seen: Endpoint,
+    at: Endpoint,
+    heard_ms: u64,
 }
 
 /// What a flow of datagrams has carried, for who lists flows.
@@ -73,6 +85,18 @@ impl Udp {
 
     pub fn is_fixed(&self) -> bool {
         self.fixed
+    }
+
+    fn remember(&mut self, seen: Endpoint, at: Endpoint, heard_ms: u64) {
+        if self.clients.back().is_none_or(|last| last.at != at) {
+            self.clients.retain(|client| client.at != at);
+            if self.clients.len() >= CLIENTS {
+                self.clients.pop_front();
+            }
+            self.clients.push_back(Client { seen, at, heard_ms });
+        } else if let Some(last) = self.clients.back_mut() {
+            last.heard_ms = heard_ms;
+        }
     }
 
     pub fn state(&self) -> &'static str {
@@ -123,7 +147,7 @@ impl Network {
         let Some(Datagram { from, to, len, cut }) = (unsafe { Datagram::read(arrival, packet) }) else { return };
         let guest = Endpoint { ip: packet.source, port: from };
         let far = Endpoint { ip: packet.destination, port: to };
-        let told = match self.core.config.target(far, false) {
+        let told = match self.target_of_datagram(guest, far) {
             Target::Senseless | Target::Forward(_) => return,
             Target::Refused if self.core.config.restrict => return,
             Target::Refused => Trouble::NoPort,
@@ -147,6 +171,18 @@ impl Network {
         // SAFETY: as the caller promises.
         let first = unsafe { arrival.copy(packet.transport, packet.end.min(packet.transport + 64)) };
         icmp::error(&mut self.core, by, guest.ip, far.ip, arrival.mac, UDP, &first, told);
+    }
+
+    /// Judge where a datagram goes; who was let in by hostfwd may be answered.
+    fn target_of_datagram(&mut self, guest: Endpoint, far: Endpoint) -> Target {
+        let target = self.core.config.target(far, false);
+        if !matches!(target, Target::Refused) {
+            return target;
+        }
+        let Some((_, udp)) = self.udp.find(&guest).and_then(|id| self.udp.get_mut(id)) else { return target };
+        let since_ms = self.core.now_ms.saturating_sub(ANSWERED_MS);
+        let client = udp.clients.iter().rev().find(|client| client.seen == far && client.heard_ms >= since_ms);
+        client.map_or(target, |client| Target::Outside(client.at))
     }
 
     /// # Safety
@@ -219,7 +255,8 @@ impl Network {
         let _ = socket.set(libc::SOL_UDP, UDP_GRO, 1); // Linux 5.0
         let used_ms = self.core.now_ms;
         let traffic = Traffic::new(used_ms);
-        let udp = Udp { socket, mac, listed: false, answered: false, fixed, used_ms, alarm: Alarm::default(), traffic };
+        let udp =
+            Udp { socket, mac, listed: false, answered: false, fixed, clients: VecDeque::new(), used_ms, alarm: Alarm::default(), traffic };
         let Some(id) = self.udp.insert(guest, udp) else { return Err(io::Error::from_raw_os_error(libc::ENOBUFS)) };
         let token = id.token(kind::UDP);
         if let Some((_, udp)) = self.udp.get_mut(id) {
@@ -276,11 +313,14 @@ impl Network {
         udp.traffic.to_guest += got.len as u64;
         udp.traffic.datagrams_to_guest += if got.cut == 0 { 1 } else { got.len.div_ceil(got.cut.into()) as u64 };
         let mac = udp.mac;
+        let far = Endpoint { ip: self.core.config.seen(got.from.ip), port: got.from.port };
+        if udp.fixed {
+            udp.remember(far, got.from, self.core.now_ms);
+        }
         self.list_udp(id);
         if got.truncated {
             return None; // a jumbogram
         }
-        let far = Endpoint { ip: self.core.config.seen(got.from.ip), port: got.from.port };
         let way = self.core.way(far.ip, guest.ip, mac);
         let each = if got.cut == 0 { got.len } else { got.len.min(got.cut.into()) };
         if start - crate::frame::HEADER + HEADER + each > self.core.config.mtu_or_default() {
