@@ -2,7 +2,8 @@
 
 usage: bench [options] [ROW...]
 
-Rows: tcp1 tcp4 udp64 pingpong lane stream vhost start memory ports tftp kill; without one, all of them.
+Rows: tcp1 tcp4 udp64 pingpong lane stream vhost user-tcp user-small user-flows user-stream start memory ports tftp kill;
+user is all four of user's. Without a row, all of them.
 
 options:
   --quick         one round of half a second a measurement
@@ -17,16 +18,16 @@ import sys
 
 import docopt
 
-from bench import corner, growth, kill, lanes, pair, peers, programs, report, streams, tftp, vhosts
+from bench import corner, growth, kill, lanes, pair, peers, programs, report, streams, tftp, users, vhosts
 from bench.samples import ROWS, Round, Samples
 
 
 def main() -> int:
     given = docopt.docopt(__doc__ or "")
-    rows = given["ROW"] or list(ROWS)
+    rows = [one for row in given["ROW"] for one in GROUPS.get(row, (row,))] or list(ROWS)
     chosen = [name.strip() for name in given["--peers"].split(",")] if given["--peers"] else []
-    known = {kind.name for kind in (*peers.TAPS, *peers.STREAMS, *vhosts.VHOSTS)}
-    for name, of in [(row, set(ROWS)) for row in rows] + [(peer, known) for peer in chosen]:
+    known = {kind.name for kind in (*peers.TAPS, *peers.STREAMS, *vhosts.VHOSTS, *users.USERS, *users.STREAMS)}
+    for name, of in [(row, {*ROWS, *GROUPS}) for row in rows] + [(peer, known) for peer in chosen]:
         if name not in of:
             print(f"bench: {name}: not one of {', '.join(sorted(of))}", file=sys.stderr)
             return 2
@@ -42,6 +43,7 @@ def main() -> int:
             streams.measure([kind for kind in peers.STREAMS if not chosen or kind.name in chosen], turn)
         if "vhost" in rows:
             vhosts.measure([kind for kind in vhosts.VHOSTS if not chosen or kind.name in chosen], turn)
+        users.measure(rows, lambda kind: not chosen or kind.name in chosen, turn)
         for row, measure in OWN.items():
             if row in rows:
                 measure(turn)
@@ -54,6 +56,7 @@ def main() -> int:
     return 0
 
 
+GROUPS = {"user": tuple(row for row in ROWS if row.startswith("user-"))}
 OWN = {
     "lane": lanes.measure,
     "start": growth.start,

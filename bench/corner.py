@@ -48,8 +48,8 @@ def run(*command: object) -> str:
     return done.stdout
 
 
-def said(process: subprocess.Popen[bytes], word: str, patience_s: float = PATIENCE_S) -> None:
-    """Wait until `process` prints a line with `word` in it."""
+def said(process: subprocess.Popen[bytes], word: str, patience_s: float = PATIENCE_S) -> str:
+    """Wait until `process` prints a line with `word` in it; return all that it printed by then."""
     assert process.stdout is not None and isinstance(process.args, list)
     until, text = time.monotonic() + patience_s, b""
     while word.encode() not in text:
@@ -60,6 +60,7 @@ def said(process: subprocess.Popen[bytes], word: str, patience_s: float = PATIEN
         if not more:
             raise Failed(f"{' '.join(process.args)}: ended with {process.wait()}")
         text += more
+    return text.decode()
 
 
 def finish(process: subprocess.Popen[bytes], patience_s: float = PATIENCE_S) -> list[float]:
@@ -111,6 +112,20 @@ def processes() -> dict[int, tuple[int, float]]:
                 fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
                 found[int(entry)] = int(fields[1]), (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
     return found
+
+
+def descendants(ancestors: set[int], everybody: dict[int, tuple[int, float]]) -> set[int]:
+    """Those of the processes that are the ancestors, or below one of them."""
+    found = ancestors & everybody.keys()
+    while more := {child for child, (parent, _) in everybody.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def memory(pid: int) -> dict[str, int]:
+    """What a process holds, in bytes, by the words of /proc/PID/smaps_rollup."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {word: int(text.split()[0]) * 1024 for word, text in (line.split(":", 1) for line in lines)}
 
 
 class Corner:
@@ -179,12 +194,12 @@ class Corner:
             if process.poll() is not None:
                 raise Failed(f"{self.name}: ended with {process.returncode}: {self.log()}")
         everybody = processes()
-        ours = {process.pid for process in self.daemons}
-        while True:
-            more = {pid for pid, (parent, _) in everybody.items() if parent in ours} - ours
-            if not more:
-                return sum(everybody[pid][1] for pid in ours if pid in everybody)
-            ours |= more
+        return sum(everybody[pid][1] for pid in descendants({process.pid for process in self.daemons}, everybody))
+
+    def pss(self) -> int:
+        """Bytes that those processes hold, what they share counted once."""
+        ours = descendants({process.pid for process in self.daemons}, processes())
+        return sum(memory(pid)["Pss"] for pid in ours)
 
     def log(self) -> str:
         """The last words of the switch."""

@@ -59,24 +59,16 @@ def memory(turn: Round) -> None:
         for pid in workers:
             held(turn, "a worker", pid)
         held(turn, "supervisor", status["pid"])
-        for pid in descendants(status["pid"]) - workers:
+        for pid in corner.descendants({status["pid"]}, corner.processes()) - workers - {status["pid"]}:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
             held(turn, "forkserver" if b"forkserver" in command else "resource tracker", pid)
 
 
-def descendants(pid: int) -> set[int]:
-    """All processes below `pid`."""
-    everybody, found = corner.processes(), {pid}
-    while more := {child for child, (parent, _) in everybody.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
-
-
 def held(turn: Round, subject: str, pid: int) -> None:
     """Keep RSS and PSS of a process."""
-    rollup = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    memory = corner.memory(pid)
     for measure in "rss", "pss":
-        turn.add(measure, subject, int(rollup[measure.capitalize()].split()[0]) * 1024 / 1e6)
+        turn.add(measure, subject, memory[measure.capitalize()] / 1e6)
 
 
 def ports(turn: Round) -> None:

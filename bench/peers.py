@@ -41,7 +41,7 @@ class StreamPeer(Peer):
 
 def hand_over(place: corner.Corner, interface: str, side: str, address: str) -> None:
     """Move an interface out of the switch's namespace to one of the ends."""
-    place.run("s", "ip", "link", "set", interface, "netns", f"{place.name}-{side}", "name", "e")
+    place.run("s", "ip", "link", "set", "dev", interface, "netns", f"{place.name}-{side}", "name", "e")
     place.run(side, "ip", "address", "add", f"{address}/{PREFIX}", "dev", "e")
     place.run(side, "ip", "link", "set", "e", "up")
 
@@ -57,7 +57,7 @@ def present(place: corner.Corner, interface: str) -> bool:
     """Tell whether the switch's namespace has the interface by now."""
     place.cpu_s()  # which fails when the switch is dead, so that nobody waits for it
     try:
-        place.run("s", "ip", "link", "show", interface)
+        place.run("s", "ip", "link", "show", "dev", interface)
     except corner.Failed:
         return False
     return True

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench import peers, vhosts
+from bench import peers, users, vhosts
 from bench.samples import MEASURES, Samples
 
 TABLES = (
@@ -23,6 +23,22 @@ TABLES = (
         )
         for size in vhosts.SIZES
     ),
+    *(
+        (
+            f"User-mode network, a guest with a TAP, TCP at mtu {mtu:,}",
+            tuple(f"user {way} {mtu}{what}" for way in ("out", "in") for what in ("", " cpu")),
+        )
+        for mtu in (users.SMALL, users.LARGE)
+    ),
+    (
+        "User-mode network, a guest with a TAP, small things",
+        ("user crr", "user crr cpu", "user p50", "user p99", "user udp64", "user udp64 cpu"),
+    ),
+    ("User-mode network, TCP flows", ("user idle", "user few", "user flow", "user open")),
+    (
+        "User-mode network, a guest at a stream port, TCP at mtu 1,500",
+        ("user stream out", "user stream out cpu", "user stream in", "user stream in cpu"),
+    ),
     ("Start", ("start",)),
     ("Memory after traffic, two ports", ("rss", "pss")),
     ("Ports on two workers, all but two idle", ("ports", "ports cpu")),
@@ -33,16 +49,17 @@ TABLES = (
 LOAD = os.getloadavg()  # of others, before this run adds its own
 ORDER = [
     peers.Relay.name,
-    *(kind.name for kind in (*peers.TAPS, *peers.STREAMS, *vhosts.VHOSTS)),
+    *(kind.name for kind in (*peers.TAPS, *peers.STREAMS, *vhosts.VHOSTS, *users.USERS, *users.STREAMS)),
 ]  # whatever else there is stands first
 
 HOW_TO_READ = """\
 A cell is the median over the rounds, the lowest and the highest value in brackets, and after × the ratio to the table's control
-(forwarder, ring, qemu stream, testpmd, 2 ports, tftpd-hpa): taken round by round, from two values measured within seconds of each other, then the median. **Compare ratios.**
+(forwarder, ring, qemu stream, testpmd, slirp4netns, libslirp, 2 ports, tftpd-hpa): taken round by round, from two values measured within seconds of each other, then the median. **Compare ratios.**
 Absolute figures drift by a factor of two within the hour on a virtual machine, and generator, sink and switch share its cores;
 two figures whose spreads overlap are equal. Frames are Ethernet frames without their checksum. CPU is user and system time of the
 switch's processes (the bridge has none: its work is done in the sender's and the receiver's name), including what the kernel does
-for the receiver inside a write to a TAP. "UDP 64 B delivered" is what arrives while the sender sends as fast as it can.
+for the receiver inside a write to a TAP. "UDP 64 B delivered" is what arrives while the sender sends as fast as it can. "All its processes" are for shardnet its
+supervisor, its forkserver and its workers.
 """
 
 
@@ -84,15 +101,21 @@ def tables(samples: Samples) -> list[str]:
     return lines
 
 
-def best(samples: Samples, measure: str, subject: str, others: Iterable[str]) -> float | None:
-    """Ratio to the best of the others, where more is better."""
+def best(samples: Samples, measure: str, subject: str, others: Iterable[str], *, less: bool = False) -> float | None:
+    """Ratio to the best of the others, where more is better, or less."""
     ratios = [ratio for other in others if (ratio := samples.ratio(measure, subject, other)) is not None]
-    return min(ratios, default=None)
+    return max(ratios, default=None) if less else min(ratios, default=None)
 
 
 TCP_GOALS = {"forwarder": 0.9, "vde_switch": 8, "qemu hub": 8, "ovs tso": 1.4, "ovs tso veth": 1.4}
 USER_SPACE = ("vde_switch", "qemu hub", "ovs", "ovs tso", "ovs tso veth")
 QEMU = ("qemu stream", "qemu socket")
+USER_PEERS = ("slirp4netns", "pasta", "libslirp")
+USER_GOALS = {
+    **{f"user {way} {mtu}": least for mtu, least in ((1500, 6), (65520, 1.5)) for way in ("out", "in")},
+    "user crr": 1.5,
+    "user udp64": 1.2,
+}
 
 
 def goals(samples: Samples) -> list[tuple[str, str, float | None, bool | None]]:
@@ -129,6 +152,18 @@ def goals(samples: Samples) -> list[tuple[str, str, float | None, bool | None]]:
         for bytes_ in 64, 1514:
             found = best(samples, f"stream {bytes_}", subject, QEMU)
             wanted.append((f"stream ports, {bytes_} B, {workers} : the better of QEMU's", ">=", 5, found))
+        name = f"user network, {workers}"
+        for measure, least in USER_GOALS.items():
+            found = best(samples, measure, subject, USER_PEERS)
+            wanted.append((f"{name}, {MEASURES[measure].title} : best peer", ">=", least, found))
+        for measure in "user p50", "user p99":
+            found = best(samples, measure, subject, USER_PEERS, less=True)
+            wanted.append((f"{name}, {MEASURES[measure].title} : best peer", "<=", 1, found))
+        for measure in "user stream out", "user stream in":
+            title = f"{name}, stream port, {MEASURES[measure].title} : libslirp"
+            wanted.append((title, ">=", 2, ratio(measure, subject, "libslirp")))
+        wanted.append((f"{name}, a TCP flow, KB", "<=", 1, median("user flow", subject)))
+        wanted.append((f"{name}, 10,000 TCP flows opened, all answering, s", "<=", 1, median("user open", subject)))
     wanted += [
         ("start to first frame, 2 ports, ms", "<=", 300, median("start", "2 ports")),
         ("start to first frame, 100 ports, ms", "<=", 2000, median("start", "100 ports")),
@@ -187,7 +222,10 @@ def text(samples: Samples) -> str:
 
 def markdown(samples: Samples, how: str) -> str:
     """RESULTS.md."""
-    kinds = {kind.name: (kind.__doc__ or "").strip() for kind in (*vhosts.VHOSTS, *peers.STREAMS, *peers.TAPS)}
+    kinds = {
+        kind.name: (kind.__doc__ or "").strip()
+        for kind in (*users.STREAMS, *users.USERS, *vhosts.VHOSTS, *peers.STREAMS, *peers.TAPS)
+    }
     streams = {kind.name for kind in peers.STREAMS} - {kind.name for kind in peers.TAPS}
     lines = ["# Results", "", f"Written by `{how}`; do not edit.", ""]
     lines += [f"- {key}: {value}" for key, value in machine().items()]

@@ -47,6 +47,27 @@ MEASURES = {
             (" cpu", ", CPU a frame", "ns", 0),
         )
     },
+    **{
+        f"user {way} {mtu}{what}": Measure(f"{title}, mtu {mtu:,}{of}", unit, "user-tcp", "slirp4netns", digits)
+        for way, title in (("out", "to the host"), ("in", "to the guest"))
+        for mtu in (1500, 65520)
+        for what, of, unit, digits in (("", "", "Gbit/s", 2), (" cpu", ", CPU", "s/GB", 2))
+    },
+    "user crr": Measure("connect, ask, answer, close", "a second", "user-small", "slirp4netns"),
+    "user crr cpu": Measure("CPU of that", "us", "user-small", "slirp4netns"),
+    "user p50": Measure("TCP ping-pong p50", "us", "user-small", "slirp4netns", 1),
+    "user p99": Measure("TCP ping-pong p99", "us", "user-small", "slirp4netns", 1),
+    "user udp64": Measure("UDP 64 B delivered", "kframes/s", "user-small", "slirp4netns"),
+    "user udp64 cpu": Measure("the same per CPU-second", "kframes", "user-small", "slirp4netns"),
+    "user idle": Measure("PSS of all its processes", "MB", "user-flows", None, 1),
+    "user few": Measure("with 1,000 TCP flows", "MB", "user-flows", None, 1),
+    "user flow": Measure("a flow, of 10,000", "KB", "user-flows", None, 2),
+    "user open": Measure("10,000 opened, all answering", "s", "user-flows", "slirp4netns", 2),
+    **{
+        f"user stream {way}{what}": Measure(f"{title}{of}", unit, "user-stream", "libslirp", 2)
+        for way, title in (("out", "to the host"), ("in", "to the guest"))
+        for what, of, unit in (("", "", "Gbit/s"), (" cpu", ", CPU", "s/GB"))
+    },
     "start": Measure("start to first frame on every port", "ms", "start"),
     "rss": Measure("RSS", "MB", "memory", None, 1),
     "pss": Measure("PSS", "MB", "memory", None, 1),

@@ -70,7 +70,7 @@ SERVERS = (Shardnet, Hpa, Libslirp)
 
 def attach(place: corner.Corner, interface: str) -> None:
     """Give an interface to the client."""
-    place.run("s", "ip", "link", "set", interface, "netns", f"{place.name}-a", "name", "e")
+    place.run("s", "ip", "link", "set", "dev", interface, "netns", f"{place.name}-a", "name", "e")
     place.run("a", "ip", "address", "add", f"{CLIENT}/24", "dev", "e")
     place.run("a", "ip", "link", "set", "e", "up")
 
