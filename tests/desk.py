@@ -142,7 +142,7 @@ class Desk:
         heir.start()
         return heir
 
-    def turn(self, seconds: float = 0.02) -> None:
+    def turn(self, seconds: float = 0.002) -> None:
         now = time.monotonic()
         for token, (due, call) in list(self.timers.items()):
             if due <= now and self.timers.pop(token, None):
