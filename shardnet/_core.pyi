@@ -96,7 +96,7 @@ class Shard:
         """A user-mode network. All of the keys are needed:
 
         `ipv4`, `ipv6`: (network, prefix, host's address, address to bind outgoing sockets to or None) or None; `mtu`: 0 for none;
-        `restrict`; `loopback`: ranges of ports, None for all; `interface`: to bind outgoing sockets to, or ""; `max_flows`; `resolvers`;
+        `restrict`; `loopback`: ranges of ports, None for all; `interface`: to bind outgoing sockets to, or ""; `max_flows`; `managed`: advertise DHCP; `resolvers`;
         `guestfwd`: (address, port, sockaddr as bytes | command as str) each;
         `services`: ("tcp" | "udp", address or group, first port, last port, companion's port) or ("neighbours", address, 0, 0, port) each: what is handed over.
         """
@@ -124,6 +124,9 @@ class Shard:
 
     def found(self, port: int, address: bytes) -> bytes | None:
         """The MAC that was last heard to have an address on the service's link."""
+
+    def heard(self, port: int, mac: bytes) -> int | None:
+        """The port behind which this station (6 bytes) was last heard, on the switch and in the VLAN of `port`; None where it is not known."""
 
     def unresolved(self, port: int) -> int:
         """Datagrams of a service whose peer did not say where it is."""

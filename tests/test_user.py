@@ -119,7 +119,7 @@ def network(desk, namespace):
     def make(mtu="1500", **given):
         netns = namespace("in")
         netns.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
-        place = desk.add(user, **given)
+        place = desk.add(user, dhcp="off", **given)
         desk.add(tap, ifname="in", netns=netns.name, mtu="0")
         netns.run("ip", "link", "set", "in", "mtu", mtu)
         for word in (f"{GUEST}/24", f"{GUEST6}/64"):

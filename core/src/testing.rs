@@ -136,6 +136,7 @@ pub fn user_config() -> Config {
         loopback: Loopback::All,
         interface: String::new(),
         max_flows: 65_536,
+        managed: false,
         resolvers: Vec::new(),
         guestfwd: Vec::new(),
         handed: Vec::new(),

@@ -66,6 +66,7 @@ fn exchange_of(max_flows: usize) -> Exchange {
         loopback: Loopback::All,
         interface: String::new(),
         max_flows,
+        managed: false,
         resolvers: Vec::new(),
         guestfwd: Vec::new(),
         handed: Vec::new(),

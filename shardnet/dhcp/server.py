@@ -327,7 +327,8 @@ class Server:
                 options[message.RENEWAL] = (seconds // 2).to_bytes(4, "big")
                 options[message.REBINDING] = (seconds * 7 // 8).to_bytes(4, "big")
         have = dict(self._static)
-        if host := name or self.config.hostname or _name_in(request):
+        is_kept = name and any(one.name == name for one in self.leases.reservations)
+        if host := (name if is_kept else self.config.hostname or name or _name_in(request)):
             have[message.HOST_NAME] = host.encode()
         self._add_boot(request, reply, have)
         wanted = list(dict.fromkeys(request.options.get(message.WANTED, b"")))

@@ -64,7 +64,7 @@ def domain(text: str) -> str:
     message.labels(text)
     if re.search(r"[\s/]", text):
         raise ValueError("no domain's name")
-    return text.rstrip(".")
+    return text.lower().rstrip(".")
 
 
 def short(text: str) -> str:
@@ -127,6 +127,10 @@ class Options(options.PortOptions):
         return tuple(map(_route, self.route))
 
 
+# What a lab file may say of these.
+KEYS = frozenset(options.key_of(field) for field in dataclasses.fields(Options)) - options.common(Options)
+
+
 def reservation(text: str) -> leases.Reservation:
     """Read WHO ADDRESS [NAME]."""
     words = text.split()
@@ -153,17 +157,33 @@ def reservation(text: str) -> leases.Reservation:
     )
 
 
-def pool(given: Options, network: Any, own: Iterable[Address]) -> tuple[Any, Any]:
-    """The first and the last address to lend in a network, `own` being what its services have."""
+def pool(given: Options, network: Any) -> tuple[Any, Any]:
+    """The first and the last address to lend in a network; in a small one that is all there are."""
     is_four = network.version == 4
     first, last = (given.dhcpstart, given.dhcpend) if is_four else (given.dhcpstart6, given.dhcpend6)
     bottom, top = int(network.network_address) + 1, int(network.broadcast_address) - 1
     usual = int(network.network_address) + ((LEASE4 if is_four else LEASE6) & int(network.hostmask))
-    if not bottom <= usual <= top - 1:
-        usual = min(max([bottom, *(int(one) + 1 for one in own if one in network)]), top)
+    if not bottom <= usual < top:
+        usual = bottom
     address = type(network.network_address)
     first = first or address(usual)
     return first, last or address(min(top, int(first) | (POOL_MAX - 1)))
+
+
+def texts(given: Options) -> dict[str, str]:
+    """What was said, as a section of [dhcp] says it."""
+    said = {}
+    for field in dataclasses.fields(Options):
+        value = getattr(given, field.name)
+        if field.name not in options.common(Options) and value != field.default:
+            key = options.key_of(field)
+            if key in ("lease", "route", "dnssearch", "boot"):
+                said[key] = "\n".join(value)
+            elif isinstance(value, tuple):
+                said[key] = ", ".join(map(str, value))
+            else:
+                said[key] = "infinite" if key == "lease-time" and value == server.FOREVER else str(value)
+    return said
 
 
 def check(given: Options, networks: Iterable[Network]) -> Iterator[tuple[str, str]]:

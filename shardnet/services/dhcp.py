@@ -13,7 +13,7 @@ import dataclasses
 import ipaddress
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardnet import options, rundir, serving, statedir
@@ -116,10 +116,11 @@ class Port:
         answers: list[server.Datagram] = []
         for came in datagrams:
             datagram = server.Datagram(*came)
+            origin = self._origin(datagram.mac)
             if datagram.local_port == server.SERVER_PORT and self.four:
-                answers += self.four.receive(datagram, now)
+                answers += self.four.receive(datagram, now, origin)
             elif datagram.local_port == server6.SERVER_PORT and self.six:
-                answers += self.six.receive(datagram, now)
+                answers += self.six.receive(datagram, now, origin)
         self._answer(answers, now)
 
     def _answer(self, answers: Sequence[server.Datagram], now: float) -> None:
@@ -139,6 +140,10 @@ class Port:
             now = _now()
             self._answer(self.four.probed(address, self.place.found(address), now), now)
 
+    def _origin(self, mac: bytes) -> Hashable:
+        """Whose bound a lease counts towards: the port of the switch, or the station where a hub knows of no ports."""
+        return self.place.shard.heard(self.place.port, mac) or mac
+
     def _make_servers(self) -> None:
         given = self.options
         own = [one.ip for one in (given.address, given.address6) if one is not None]
@@ -148,7 +153,7 @@ class Port:
         self.tables = []
         for interface in (given.address, given.address6):
             if interface is not None:
-                first, last = settings.pool(given, interface.network, own)
+                first, last = settings.pool(given, interface.network)
                 reservations = [one for one in given.reservations if len(one.address) == len(first.packed)]
                 table = leases.Leases(
                     first.packed, last.packed, never=never, reservations=reservations, each=given.max_leases
@@ -201,7 +206,7 @@ class Port:
         for table in self.tables:
             mine = [lease for lease in found if len(lease.address) == table.width]
             for lease in mine:
-                lease.origin = lease.mac
+                lease.origin = self._origin(lease.mac) if len(lease.mac) == settings.MAC_BYTES else lease.mac
             table.restore(mine)
 
     def _note(self, now: float) -> None:

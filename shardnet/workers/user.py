@@ -7,9 +7,10 @@ service of the host's at an address of the network. restrict = on leaves guests 
 
 At 10.0.2.3 and fec0::3 is a DNS server, which [dns NAME] tells of, with the keys that stand there; its port is NAME.dns.
 
-TCP, UDP and echo (ping) pass, for IPv4 and IPv6; router advertisements say prefix, mtu and where the DNS server is. A guest takes
-its IPv4 address by hand for now: 10.0.2.15/24, its router 10.0.2.2. Echo to the outside takes net.ipv4.ping_group_range;
-without it the guest is told that it is forbidden.
+TCP, UDP and echo (ping) pass, for IPv4 and IPv6; router advertisements say prefix, mtu and where the DNS server is. Guests get their
+addresses by DHCP, IPv4 from 10.0.2.15 on and IPv6 from fec0::1000 on, or take others by hand; the server is the port
+NAME.dhcp, and its keys are those of [dhcp NAME]. A restricted guest is told of no router and no resolver. Echo to the
+outside takes net.ipv4.ping_group_range; without it the guest is told that it is forbidden.
 
 tftp = FOLDER puts a TFTP server at this host's addresses, for machines that boot from the network ([tftp] says more), and
 smb = FOLDER an SMB server at 10.0.2.4, whose share qemu is the folder ([smb] says more). Both stay with restrict = on, as in
@@ -28,6 +29,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from shardnet import addresses, answers, forwards, kinds, options
+from shardnet.dhcp import server, server6, settings
 from shardnet.dns import settings as names
 from shardnet.smb import settings as smb
 from shardnet.tftp import settings as tftp
@@ -37,18 +39,13 @@ if TYPE_CHECKING:
 
 IPV4 = ipaddress.IPv4Network("10.0.2.0/24")
 IPV6 = ipaddress.IPv6Network("fec0::/64")
-# .2.2, .2.3, .2.4 and .2.15 within the network, as QEMU has them.
-HOST, DNS, SMB_SERVER, LEASE = 0x0202, 0x0203, 0x0204, 0x020F
+# .2.2, .2.3 and .2.4 within the network, as QEMU has them.
+HOST, DNS, SMB_SERVER = 0x0202, 0x0203, 0x0204
+EVERYBODY, DHCP_SERVERS = "255.255.255.255", "ff02::1:2"
 # Networks without a mask, as QEMU's net_slirp_init() reads them.
 CLASSES = (("10.0.0.0/8", 8), ("172.16.0.0/12", 12), ("198.18.0.0/15", 15), ("224.0.0.0/4", 28))
 
-DHCP = "there is no DHCP server yet that would say so; guests take their addresses by hand"
 REFUSED = {
-    "dhcpstart": DHCP,
-    "hostname": DHCP,
-    "dnssearch": DHCP,
-    "tftp-server-name": DHCP,
-    "bootfile": DHCP,
     "shards": "one worker carries the network; give other ports a worker of their own with shard",
 }
 # What is changed while the network carries on, see Port.change.
@@ -56,7 +53,8 @@ LIVE = frozenset({"hostfwd", "guestfwd"})
 LEASES = True  # hears of them
 FLOWS_PAGE = 400  # 1 ms of the engine's time, and less than a record of the line
 READS = frozenset({"mtu"})
-PASSED_ON = names.PASSED_ON | tftp.PASSED_ON | smb.PASSED_ON
+# Only services behind the network read them: a change leaves the guests' connections alone.
+PASSED_ON = (settings.KEYS - {"dhcpstart"}) | names.PASSED_ON | tftp.PASSED_ON | smb.PASSED_ON
 NO_QEMU = "it is a network, not a guest's port; a guest attaches to a stream or dgram port of the same switch"
 
 
@@ -91,22 +89,6 @@ def net6(text: str) -> ipaddress.IPv6Network:
     return found
 
 
-def address4(text: str) -> ipaddress.IPv4Address:
-    """an IPv4 address"""
-    try:
-        return ipaddress.IPv4Address(text)
-    except ValueError:
-        raise ValueError("no IPv4 address") from None
-
-
-def address6(text: str) -> ipaddress.IPv6Address:
-    """an IPv6 address"""
-    try:
-        return ipaddress.IPv6Address(text)
-    except ValueError:
-        raise ValueError("no IPv6 address") from None
-
-
 def ports(text: str) -> tuple[tuple[int, int], ...] | None:
     """on, off, or ports such as 80,8000-8010"""
     if text in options.BOOL:
@@ -127,7 +109,7 @@ def _class(address: ipaddress.IPv4Address) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(names.Options, tftp.Options, smb.Options):
+class Options(names.Options, settings.Options, tftp.Options, smb.Options):
     # IPv4. Given alone as on, IPv6 is off.
     ipv4: bool | None = None
     # IPv6. Given alone as on, IPv4 is off.
@@ -135,15 +117,15 @@ class Options(names.Options, tftp.Options, smb.Options):
     # The guests' IPv4 network.
     net: ipaddress.IPv4Network | None = options.option(None, read=net)
     # This host's address in it, the second of its last 65,536 (x.y.2.2) unless given.
-    host: ipaddress.IPv4Address | None = options.option(None, read=address4)
+    host: ipaddress.IPv4Address | None = options.option(None, read=settings.address4)
     # The guests' IPv6 network.
     ipv6_net: ipaddress.IPv6Network | None = options.option(None, key="ipv6-net", read=net6)
     # The same in two keys, QEMU's older form: the prefix.
-    ipv6_prefix: ipaddress.IPv6Address | None = options.option(None, key="ipv6-prefix", read=address6)
+    ipv6_prefix: ipaddress.IPv6Address | None = options.option(None, key="ipv6-prefix", read=settings.address6)
     # And its length.
     ipv6_prefixlen: int | None = options.option(None, key="ipv6-prefixlen", read=options.between(0, 126))
     # This host's address in the IPv6 network, ::2 there unless given.
-    ipv6_host: ipaddress.IPv6Address | None = options.option(None, key="ipv6-host", read=address6)
+    ipv6_host: ipaddress.IPv6Address | None = options.option(None, key="ipv6-host", read=settings.address6)
     # On: guests reach what guestfwd names, and nothing else.
     restrict: bool = False
     # From the host to a guest, once for each: see QEMU's. The guest is x.y.2.15 unless said; a name is whoever has its lease.
@@ -154,16 +136,18 @@ class Options(names.Options, tftp.Options, smb.Options):
     host_loopback: tuple[tuple[int, int], ...] | None = options.option(None, key="host-loopback", read=ports)
     # Where connections go out: an address of this host, or an interface.
     outbound: str = ""
+    # Off: no DHCP server is on this network, and router advertisements do not send guests to one.
+    dhcp: bool = True
     # On: port 7 of this host's address sends back what it gets, over TCP and UDP (RFC 862), for guests to see that all is well.
     echo: bool = False
     # The address of the SMB server, x.y.2.4 of the network unless given.
-    smbserver: ipaddress.IPv4Address | None = options.option(None, read=address4)
+    smbserver: ipaddress.IPv4Address | None = options.option(None, read=settings.address4)
     # How many TCP connections there may be, and as many ports of UDP.
     max_flows: int = options.option(65_536, key="max-flows", read=options.between(16, 1 << 20))
     # Where the guests' DNS server is, x.y.2.3 unless given.
-    dns: ipaddress.IPv4Address | None = options.option(None, read=address4)
+    dns: ipaddress.IPv4Address | None = options.option(None, read=settings.address4)
     # And in the IPv6 network, ::3 there unless given.
-    ipv6_dns: ipaddress.IPv6Address | None = options.option(None, key="ipv6-dns", read=address6)
+    ipv6_dns: ipaddress.IPv6Address | None = options.option(None, key="ipv6-dns", read=settings.address6)
 
     @property
     def network(self) -> ipaddress.IPv4Network | None:
@@ -222,8 +206,8 @@ class Options(names.Options, tftp.Options, smb.Options):
 
     @property
     def lease(self) -> ipaddress.IPv4Address | None:
-        """Where hostfwd goes unless it says where."""
-        return _within(self.network, LEASE)
+        """Where hostfwd goes unless it says where: the first address that DHCP lends."""
+        return self.dhcpstart or _within(self.network, settings.LEASE4)
 
     @property
     def inward(self) -> list[forwards.HostForward]:
@@ -242,6 +226,8 @@ def _within(network: ipaddress.IPv4Network | None, low: int) -> ipaddress.IPv4Ad
 
 def companions(given: Options) -> Iterator[kinds.Companion]:
     """The services that stand behind the network, and what of its frames is for each."""
+    if given.dhcp:
+        yield _dhcp(given)
     if given.echo:
         yield _companion("echo", given, (given.host4, given.host6), ("udp", 7, 7), ("tcp", 7, 7))
     if given.tftp:
@@ -254,6 +240,26 @@ def companions(given: Options) -> Iterator[kinds.Companion]:
         at = (given.dns4, given.dns6)
         hosts = (given.host4, given.host6)
         yield _companion("dns", given, at, ("udp", 53, 53), ("tcp", 53, 53), **names.given(given, hosts))
+
+
+def _dhcp(given: Options) -> kinds.Companion:
+    """What guests are told of this network: nothing that leads out of it where it is restricted."""
+    network, host4, host6 = given.network, given.host4, given.host6
+    keys, takes = settings.texts(given), []
+    if network is not None and host4 is not None:
+        host = str(host4)
+        every = ("udp", EVERYBODY, server.SERVER_PORT, server.SERVER_PORT)
+        takes += [("udp", host, server.SERVER_PORT, server.SERVER_PORT), every, ("neighbours", host, 0, 0)]
+        excepted = [given.dns4, given.smb4, *(one.address for one in given.served)]
+        keys |= {"except": ", ".join(str(one) for one in excepted if one is not None)}
+        keys.setdefault("next-server", host)
+        if not given.restrict:
+            keys["router"] = host
+    if host6 is not None:
+        takes += [("udp", to, server6.SERVER_PORT, server6.SERVER_PORT) for to in (str(host6), DHCP_SERVERS)]
+    if given.resolvers:
+        keys["dns"] = ", ".join(given.resolvers)
+    return _companion("dhcp", given, (host4, host6), **keys)._replace(takes=tuple(takes))
 
 
 def _companion(
@@ -310,6 +316,9 @@ def check(given: Options) -> Iterator[tuple[str, str]]:
         yield "tftp-write", "there is no server without tftp = FOLDER"
     yield from _check_dns(given)
     yield from _check_forwards(given)
+    yield from settings.check(given, [one for one in (network, network6) if one is not None])
+    if not given.dhcp:
+        yield from ((key, "DHCP is off") for key in settings.texts(given))
     if re.search(r"[\s/]", given.outbound) or len(given.outbound.encode()) > 45:
         yield "outbound", "neither an address nor an interface's name"
 
@@ -560,6 +569,7 @@ class Port:
             "loopback": None if given.host_loopback is None else list(given.host_loopback),
             "interface": interface,
             "max_flows": given.max_flows,
+            "managed": given.dhcp,
             "resolvers": [address for address in given.resolvers if ":" in address],
             "services": [(*rule, self.place.companions[one.suffix]) for one in companions(given) for rule in one.takes],
             "guestfwd": [_served(one) for one in given.served],

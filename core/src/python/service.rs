@@ -43,6 +43,7 @@ pub fn config(given: Given) -> PyResult<Config> {
         loopback: Loopback::Only(Vec::new()),
         interface: String::new(),
         max_flows: given.max_flows,
+        managed: false,
         resolvers: Vec::new(),
         guestfwd: given.tcp.into_iter().map(guestfwd).collect::<PyResult<_>>()?,
         handed: Vec::new(),

@@ -118,6 +118,11 @@ impl Shard {
         Ok(self.inner.network(port).and_then(|network| network.found(address)).map(Vec::from))
     }
 
+    fn heard(&self, port: usize, mac: [u8; 6]) -> PyResult<Option<usize>> {
+        let mac = mac.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+        Ok(self.inner.heard(port_of(port)?, mac).map(usize::from))
+    }
+
     fn unresolved(&mut self, port: usize) -> PyResult<u64> {
         Ok(self.inner.network(port_of(port)?).map_or(0, |network| network.boxes.unresolved))
     }

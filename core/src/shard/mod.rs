@@ -19,13 +19,13 @@ use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::arena::{Arena, PORTS, WORKERS};
+use crate::arena::{Arena, PORTS, SWITCHES, WORKERS};
 use crate::lane::{Consumer, Producer};
 use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Stream, Tap, Vhost};
-use crate::ports::{self, Cause, Counter, Port, Worker};
+use crate::ports::{self, Cause, Counter, Port, Vlan, Worker};
 use crate::switch::View;
 use crate::sys::{self, Epoll, Ready};
-use crate::table::Clock;
+use crate::table::{Clock, Key};
 use crate::user::{Answer, Network};
 use handover::Handed;
 
@@ -121,6 +121,17 @@ pub struct Shard {
 
 impl Shard {
     /// The loop of worker `me`; `bells` are the doorbells of all workers, and stay the caller's.
+    /// The port behind which a station was last heard that speaks to `port`: on its switch, in its VLAN.
+    pub fn heard(&self, port: Port, mac: u64) -> Option<Port> {
+        let record = self.arena.port(port);
+        let vlan = match record.vlan() {
+            Vlan::Plain => 0,
+            Vlan::Access(vid) | Vlan::Trunk { native: vid } => vid,
+        };
+        let switch = record.switch.load(Ordering::Relaxed) as usize & (SWITCHES - 1);
+        self.arena.table(switch).find(Key::new(mac, vlan), self.clock(switch))
+    }
+
     pub fn new(arena: &'static Arena, me: Worker, bells: Vec<RawFd>) -> io::Result<Shard> {
         if usize::from(me) >= bells.len() || bells.len() > WORKERS {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a doorbell for each worker, this one among them"));

@@ -101,6 +101,8 @@ pub struct Config {
     /// The interface that outgoing sockets are tied to, or nothing.
     pub interface: String,
     pub max_flows: usize,
+    /// Router advertisements send guests to a DHCP server, for addresses and for the rest.
+    pub managed: bool,
     /// Resolvers for router advertisements.
     pub resolvers: Vec<Ipv6Addr>,
     pub guestfwd: Vec<GuestForward>,

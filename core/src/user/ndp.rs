@@ -17,6 +17,9 @@ pub const HOPS: u8 = 255;
 const ROUTER_LIFETIME_S: u16 = 1800;
 const VALID_S: u32 = 86_400;
 const PREFERRED_S: u32 = 14_400;
+/// Flags of a router advertisement (RFC 4861, 4.2): addresses, and what else there is to know, come by DHCP too.
+const MANAGED: u8 = 0x80;
+const OTHER: u8 = 0x40;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 /// Deal with a message of neighbour discovery; returns whom it introduces.
@@ -100,6 +103,7 @@ pub fn advertise_router(core: &mut Core, to: Option<(Ipv6Addr, Mac)>) {
     let mut message = vec![0u8; 16];
     message[0] = ROUTER_ADVERTISEMENT;
     message[4] = 64; // hop limit
+    message[5] = if core.config.managed { MANAGED | OTHER } else { 0 };
     // No router where there is nothing behind us.
     put16(&mut message, 6, if core.config.restrict { 0 } else { ROUTER_LIFETIME_S });
     let mut option = |len: usize, write: &dyn Fn(&mut [u8])| {

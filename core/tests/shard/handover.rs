@@ -30,6 +30,7 @@ fn config(handed: Vec<Handed>, service: Option<Service>) -> Config {
         loopback: Loopback::Only(Vec::new()),
         interface: String::new(),
         max_flows: 16,
+        managed: false,
         resolvers: Vec::new(),
         guestfwd: Vec::new(),
         handed,
