@@ -2,7 +2,7 @@
 
 usage: bench [options] [ROW...]
 
-Rows: tcp1 tcp4 udp64 pingpong lane stream vhost user-tcp user-small user-flows user-stream start memory ports tftp kill;
+Rows: tcp1 tcp4 udp64 pingpong lane stream vhost user-tcp user-small user-flows user-stream start memory ports tftp dns kill;
 user is all four of user's. Without a row, all of them.
 
 options:
@@ -18,7 +18,7 @@ import sys
 
 import docopt
 
-from bench import corner, growth, kill, lanes, pair, peers, programs, report, streams, tftp, users, vhosts
+from bench import corner, growth, kill, lanes, names, pair, peers, programs, report, streams, tftp, users, vhosts
 from bench.samples import ROWS, Round, Samples
 
 
@@ -63,6 +63,7 @@ OWN = {
     "memory": growth.memory,
     "ports": growth.ports,
     "tftp": tftp.measure,
+    "dns": names.measure,
     "kill": kill.measure,
 }
 

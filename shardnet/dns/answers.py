@@ -9,7 +9,7 @@ name is in a domain that may have them.
 """
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from shardnet.dns import cache, wire, zones
 
@@ -23,12 +23,17 @@ HINT4, HINT6 = 4, 6
 class Filter:
     """Tells which addresses no answer may have."""
 
-    def __init__(self, networks: Iterable[zones.Network], allowed: Iterable[bytes] = ()) -> None:
+    def __init__(self, networks: Sequence[zones.Network], allowed: Iterable[bytes] = ()) -> None:
         self.networks = {
             wire.A: [_masked(network) for network in networks if network.version == 4],
             wire.AAAA: [_masked(network) for network in networks if network.version == 6],
         }
         self.allowed = frozenset(allowed)
+        # Nearly all addresses are told from those of the inside by their first byte.
+        self.first = {
+            wire.A: _first_bytes([network for network in networks if network.version == 4]),
+            wire.AAAA: _first_bytes([network for network in networks if network.version == 6]) | {0},
+        }
 
     def allows(self, name: bytes) -> bool:
         """Whether names in this domain may have any address."""
@@ -45,6 +50,8 @@ class Filter:
         return one.kind in HINTS and any(self._inside(*hint) for hint in _hints(message, one.data, one.end))
 
     def _inside(self, kind: int, address: bytes) -> bool:
+        if address[:1] and address[0] not in self.first[kind]:
+            return False
         if kind == wire.AAAA and address[:12] == MAPPED:
             kind, address = wire.A, address[12:]
         number = int.from_bytes(address)
@@ -171,6 +178,14 @@ def _hints(message: bytes, at: int, end: int) -> Iterable[tuple[int, bytes]]:
             at += 4 + size
     except IndexError:
         raise wire.Malformed("a parameter longer than its record") from None
+
+
+def _first_bytes(networks: Iterable[zones.Network]) -> frozenset[int]:
+    return frozenset(
+        byte
+        for network in networks
+        for byte in range(network.network_address.packed[0], network.broadcast_address.packed[0] + 1)
+    )
 
 
 def _masked(network: zones.Network) -> tuple[int, int]:

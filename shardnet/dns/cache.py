@@ -10,6 +10,7 @@ of page replacement). RFC 2181, 8 and RFC 2308, 5 say how long an answer holds.
 """
 
 import struct
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from shardnet.dns import wire
@@ -18,7 +19,10 @@ TTL_MAX_S = 86_400  # a day, for what is there
 NEGATIVE_MAX_S = 10_800  # three hours, for what is not (RFC 2308, 5)
 FAILURE_S = 1  # RFC 9520, 3.2: a failure is remembered for a second at least
 READY_MAX = 4  # forms of one answer: EDNS or not, flags
-BYTES_EACH, READY_BYTES = 700, 700  # what an answer and a ready form take beside their bytes, measured with tracemalloc
+BYTES_EACH, READY_BYTES = (
+    1200,
+    700,
+)  # what an answer and a ready form take beside their bytes, measured with tracemalloc
 BIG = float("inf")
 TTL = struct.Struct(">I")
 
@@ -114,7 +118,9 @@ class Cache:
     def __init__(self, count: int, size: int = 1 << 24) -> None:
         self.count, self.size = count, size
         self.bytes = 0
-        self.answers: dict[bytes, Answer] = {}
+        self.answers: OrderedDict[bytes, Answer] = (
+            OrderedDict()
+        )  # a dict takes the longer, the more went from its front
         self.ready: dict[bytes, Ready] = {}  # by everything behind the id of a query
 
     def find(self, key: bytes, now: float) -> Answer | None:
@@ -191,5 +197,4 @@ class Cache:
                 self._drop(answer)
                 return
             answer.used = False
-            del self.answers[key]
-            self.answers[key] = answer
+            self.answers.move_to_end(key)

@@ -89,6 +89,8 @@ class Server:
         answer = self.cache.find(key, now)
         if answer is not None:
             self.count("hits")
+            if isinstance(to, tuple):
+                self.cache.prepare(payload, asked, answer, now)  # it was asked twice: it may be asked often
             return self._written(asked, to, answer, now)
         found = self.zones.find(asked)
         if found is None:
@@ -163,5 +165,4 @@ class Server:
         tail, cut = answer.tail(asked, now, asked.size)
         if cut:
             self.count("truncated")
-        self.cache.prepare(to[0], asked, answer, now)
         return asked.ident + tail
