@@ -295,6 +295,46 @@ def test_a_resolv_conf_is_followed_from_before_it_is_there(lab, namespace, tmp_p
             deadline.until(lambda said=said: made.short("who.out.test") == [said], f"an answer of {address}", every=0.1)
 
 
+LEASED = """
+[dhcp pool]
+address = 10.0.2.2/24
+lease = 52:54:00:00:00:99 10.0.2.50 web1
+
+[dns names]
+address = 10.0.2.3/24
+forward = off
+
+[tap inside]
+ifname = inside
+netns = {netns}
+"""
+
+
+@NEEDS
+@pytest.mark.needs("/bin/busybox")
+def test_a_guest_has_a_name_while_it_has_its_lease_and_after_the_service_was_killed(lab, namespace):
+    made = Inside(namespace("in"))
+    made.lab = lab(LEASED.format(netns=made.netns.name))
+    made.lab.until_up("inside", "pool", "names")
+    got = made.netns.run("busybox", "udhcpc", "-i", "inside", "-n", "-q", "-f", "-s", "/bin/true", "-x", "hostname:vm1")
+    assert "10.0.2.15" in got, got
+    made.netns.run("ip", "address", "add", "10.0.2.15/24", "dev", "inside")
+
+    def known():
+        expected = {"vm1": "10.0.2.15", "vm1.internal": "10.0.2.15", "web1": "10.0.2.50"}
+        return all(made.short(name) == [address] for name, address in expected.items())
+
+    deadline.until(known, "the names of the leases")
+    assert made.short("-x", "10.0.2.15") == ["vm1.internal."] and made.short("-x", "10.0.2.50") == ["web1.internal."]
+    assert made.status("www.out.test") == "REFUSED"
+    before = made.lab.workers()["names"]
+    os.kill(before, signal.SIGKILL)
+    deadline.until(lambda: made.lab.workers()["names"] not in (None, before), "a new worker")
+    deadline.until(known, "the names, told once more")
+    rows = [row.split() for row in made.lab.shardnet("names", "--no-headers").splitlines()]
+    assert ["vm1.internal", "10", "A", "10.0.2.15", "lease", "names"] in rows
+
+
 @NEEDS
 @pytest.mark.needs("guests")
 def test_a_guest_asks_with_its_own_resolver(lab, guest, tmp_path):
