@@ -57,6 +57,7 @@ class Crew:
         self.loop, self.ports, self.journal = turns, table, notes
         self.arena = table.arena
         self.doorbells = doorbells
+        self.outlets: Callable[[ports.Port, dict[str, Any], list[int]], None] | None = None
         self.limit = shards or min(max(8, 4 * (os.cpu_count() or 1)), AUTO_MAX)
         self.store = store.Store()
         setup = {"lab": name, "run_dir": str(run_dir)}
@@ -337,6 +338,12 @@ class Crew:
             self.journal.note("hung", f"{what}: killed", worker=member.title, level=journal.ERROR)
             member.child.kill()
 
+    def send(self, port: ports.Port, message: dict[str, Any]) -> None:
+        """Say something to the worker of a port, if it has one now."""
+        member = self.members.get(port.slot)
+        if member is not None and member.child is not None:
+            member.child.send(message)
+
     # What workers say.
 
     def _heard(self, member: Member, message: dict[str, Any], fds: list[int]) -> None:
@@ -371,6 +378,8 @@ class Crew:
                     self._lend(member, port)
             case "lease" if (lease := leases.read(message)) is not None:
                 self._leased(port, lease)
+            case "plug" | "unplug" if self.outlets is not None:
+                self.outlets(port, message, fds)
             case "log":
                 self.journal.note("log", text["text"], port=port.name, section=port.title)
             case "removed":
@@ -407,11 +416,9 @@ class Crew:
                 self._tell_leases(port, [lease])
 
     def _tell_leases(self, port: ports.Port, found: Sequence[leases.Lease]) -> None:
-        member = self.members.get(port.slot)
-        if member is not None and member.child is not None:
-            for first in range(0, len(found), leases.ATONCE_MAX):
-                several = [lease.fields for lease in found[first : first + leases.ATONCE_MAX]]
-                member.child.send({"op": "leases", "port": port.id, "leases": several})
+        for first in range(0, len(found), leases.ATONCE_MAX):
+            several = [lease.fields for lease in found[first : first + leases.ATONCE_MAX]]
+            self.send(port, {"op": "leases", "port": port.id, "leases": several})
 
     def _change(self, port: ports.Port, state: str, detail: str = "") -> None:
         if (port.state, port.detail) == (state, detail):

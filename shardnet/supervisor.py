@@ -65,7 +65,7 @@ class Supervisor:
         everything = [one for section in found.ports for one in (section, *lab.companions(section).values())]
         preload = {kinds.module(section.kind).__name__ for section in everything}
         self.forkserver = child.Forkserver(directory.fd, sorted(preload))
-        from shardnet import clients, crew, loop, operations
+        from shardnet import clients, crew, loop, operations, outlets
 
         self.read, self.lab, self.rundir, self.started = read, found, directory, began
         self.pid = os.getpid()
@@ -91,6 +91,8 @@ class Supervisor:
             doorbells=doorbells,
             shards=found.options.shards,
         )
+        self.outlets = outlets.Outlets(self)
+        self.crew.outlets = self.outlets.heard
         self.loop.signals((*ENDING, signal.SIGHUP), self._signalled)
         self.clients = clients.Clients(self.loop, directory.fd, lambda request: operations.answer(self, request))
 
@@ -117,6 +119,7 @@ class Supervisor:
             self.crew.kill_all()
             return
         self._ending = True
+        self.crew.outlets = None
         self._code = None if again else code
         notify.notify("STOPPING=1", f"STATUS={why}")
         self.journal.note("stopping", f"lab {self.lab.name}: {why}")
@@ -143,6 +146,7 @@ class Supervisor:
             if one not in anew and one not in altered:
                 one.section = new
                 self.ports.configure(one)
+        self.outlets.configure(port)
         waiters, port.waiters = port.waiters, []
 
         def settled(errors: dict[ports.Port, str]) -> None:
@@ -158,7 +162,7 @@ class Supervisor:
 
     def remove(self, port: ports.Port, then: Callable[[], None]) -> None:
         """Take a port away for good, with its companions, then call `then`."""
-        gone = [port, *port.companions.values()]
+        gone = [port, *port.companions.values(), *self.outlets.of(port)]
         left = len(gone)
 
         def removed() -> None:

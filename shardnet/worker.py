@@ -8,6 +8,7 @@ The supervisor is at the other end of one socket. Its messages, in the order of 
     open                       carry the port; the first one of a life drops the privileges, for ever
     change                     a port's options, where its kind can do so while it carries
     ask, leases                a question (answers.py); what a DHCP service of the same network tells (leases.py)
+    unplugged                  of a kind that has outlets: the port behind one of them is gone
     remove, withdraw, capture, stop
 
 A process that is told to add, but never to open, is a helper: it has prepared a port for a worker that could not any
@@ -262,6 +263,9 @@ class Worker:
                 for lease in message["leases"]:
                     if place := self.places.get(port):
                         self.attempt(place, place.carrier.leased, *lease)
+            case {"op": "unplugged", "port": port, "number": number}:
+                if place := self.places.get(port):
+                    self.attempt(place, place.carrier.unplugged, number)
             case {"op": "withdraw", "port": port}:
                 place = self.places[port]
                 self.attempt(place, self._withdraw, place)
