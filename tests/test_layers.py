@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # where SAME says so.
 LAYERS = [
     r"cli(\..*)?",
-    r"supervisor|operations|captures|forwarding",
+    r"supervisor|operations|outlets|captures|forwarding",
     r"crew|clients",
     r"processes",
     r"questions|leases",
