@@ -21,10 +21,12 @@ process of its own.
 import contextlib
 import dataclasses
 import ipaddress
+import mmap
 import os
 import re
 import resource
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,10 @@ HOST, DNS, SMB_SERVER = 0x0202, 0x0203, 0x0204
 EVERYBODY, DHCP_SERVERS = "255.255.255.255", "ff02::1:2"
 # Networks without a mask, as QEMU's net_slirp_init() reads them.
 CLASSES = (("10.0.0.0/8", 8), ("172.16.0.0/12", 12), ("198.18.0.0/15", 15), ("224.0.0.0/4", 28))
+
+LEDGER = "flows"  # name of the deposit that outlives the worker
+RECORD = 64  # bytes of it for a flow
+RESERVED = 256  # descriptors for what is no flow: lanes, doorbells, listening sockets, other ports of the worker
 
 REFUSED = {
     "shards": "one worker carries the network; give other ports a worker of their own with shard",
@@ -402,11 +408,19 @@ class Port:
     def __init__(self, given: Options, place: "worker.Place") -> None:
         self.options = given
         self.place = place
+        self.descriptors = 0
         self.inward: dict[str, Inward] = {}  # by the rule
         self.named: dict[str, forwards.Address] = {}  # the leases
 
     def prepare(self) -> None:
-        """Bind what is forwarded from the host, while there may be a right to low ports."""
+        """Bind what is forwarded from the host, while there may be a right to low ports; make the list of flows."""
+        if (kept := self.place.recall(LEDGER)) is not None:
+            os.close(kept)
+        else:
+            memory = os.memfd_create(f"shardnet {self.place.name} flows")
+            os.ftruncate(memory, -(-self.options.max_flows * RECORD // mmap.PAGESIZE) * mmap.PAGESIZE)
+            self.place.deposit(LEDGER, memory)
+            os.close(memory)
         for rule in self.options.inward:
             for key, step in _keys(rule):
                 if (kept := self.place.recall(key)) is not None:
@@ -416,11 +430,19 @@ class Port:
                     self.place.deposit(key, bound.fileno())
 
     def open(self) -> None:
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError, OSError):  # flows are descriptors; what there is has to do
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        self._close_sockets()
-        self.place.shard.add_user(self.place.port, self._described())
+        self.descriptors = _descriptors()
+        wanted = 2 * self.options.max_flows
+        if self.descriptors < wanted:
+            self.place.log(
+                f"{self.descriptors} flows at most, of TCP and UDP together, instead of {wanted}: each is a descriptor"
+                " (raise the limit: ulimit -Hn, or LimitNOFILE= of the service)"
+            )
+        ledger = self.place.recall(LEDGER)
+        assert ledger is not None  # prepare() deposited it
+        try:
+            self.place.shard.add_user(self.place.port, {**self._described(), "ledger": ledger})
+        finally:
+            os.close(ledger)  # it is mapped
         self.change(self.options)
 
     def change(self, wanted: Options) -> None:
@@ -457,7 +479,6 @@ class Port:
 
     def close(self) -> None:
         self.place.shard.remove(self.place.port)
-        self._close_sockets()
 
     def asked(self, what: str, args: Mapping[str, Any]) -> dict[str, Any] | list[Any]:
         """network: the addresses, for who wants to be a guest by hand; flows; forwards with what came by them."""
@@ -570,10 +591,21 @@ class Port:
             "interface": interface,
             "max_flows": given.max_flows,
             "managed": given.dhcp,
+            "sockets": self.descriptors,
             "resolvers": [address for address in given.resolvers if ":" in address],
+            "search": list(given.dnssearch) or [name for name in [given.domainname] if name],
             "services": [(*rule, self.place.companions[one.suffix]) for one in companions(given) for rule in one.takes],
             "guestfwd": [_served(one) for one in given.served],
         }
+
+
+def _descriptors() -> int:
+    """How many descriptors this process may have for flows: as many as the system allows it, without those for the rest."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, allowed - RESERVED) if allowed != resource.RLIM_INFINITY else sys.maxsize
 
 
 def _keys(rule: forwards.HostForward) -> list[tuple[str, int]]:

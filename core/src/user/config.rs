@@ -6,6 +6,7 @@
 //! network and by no other. 169.254.169.254, where clouds keep their keys, is link-local and so among the refused.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::RawFd;
 
 use super::flows::Endpoint;
 use super::service::Service;
@@ -103,8 +104,16 @@ pub struct Config {
     pub max_flows: usize,
     /// Router advertisements send guests to a DHCP server, for addresses and for the rest.
     pub managed: bool,
+    /// How many sockets flows may take.
+    pub sockets: usize,
+    /// Memory that outlives the worker, for the list of its flows; the descriptor stays the caller's.
+    pub ledger: Option<RawFd>,
+    /// Look beyond what is in flight by SO_PEEK_OFF, where the kernel has that.
+    pub peek_offset: bool,
     /// Resolvers for router advertisements.
     pub resolvers: Vec<Ipv6Addr>,
+    /// Domains to search, for router advertisements.
+    pub search: Vec<String>,
     pub guestfwd: Vec<GuestForward>,
     pub handed: Vec<Handed>,
     /// The network is that of a service, and of nothing else.

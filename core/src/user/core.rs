@@ -9,6 +9,8 @@ use std::net::Ipv6Addr;
 
 use super::config::Config;
 use super::flows::Ends;
+use super::held::Held;
+use super::ledger::Orphan;
 use super::limits::Limits;
 use super::neighbours::Neighbours;
 use super::segment::{RST, Segment};
@@ -22,6 +24,8 @@ use crate::sys::{self, Epoll};
 /// Small frames that wait; beyond, they are lost, as they may be.
 const OUTBOX_MOST: usize = 512;
 const WASTE: usize = 1 << 20;
+/// Memory for what guests sent beyond a hole.
+const HELD_MOST: usize = 32 << 20;
 
 pub struct Core {
     pub config: Config,
@@ -41,6 +45,8 @@ pub struct Core {
     packet_id: u32,
     /// The kernel has SO_PEEK_OFF for TCP (Linux 6.9).
     pub peek_off: bool,
+    /// Memory that is taken by what guests sent beyond a hole.
+    pub held: usize,
     /// Where bytes go that nobody wants. Its pages are touched only where a kernel makes us do so.
     pub waste: Box<[u8]>,
 }
@@ -48,7 +54,7 @@ pub struct Core {
 impl Core {
     pub fn new(config: Config) -> io::Result<Core> {
         let now_ms = sys::now_ns(libc::CLOCK_MONOTONIC) / 1_000_000;
-        let peek_off = Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).is_ok_and(|probe| probe.peek_from(0));
+        let peek_off = config.peek_offset && Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).is_ok_and(|probe| probe.peek_from(0));
         Ok(Core {
             config,
             epoll: Epoll::new()?,
@@ -64,6 +70,7 @@ impl Core {
             secret: RandomState::new(),
             packet_id: sys::random()? as u32,
             peek_off,
+            held: 0,
             waste: vec![0; WASTE].into_boxed_slice(),
         })
     }
@@ -99,6 +106,17 @@ impl Core {
         let headers = if wire::v4(far).is_some() { 40 } else { 60 };
         let mtu = if self.config.mtu == 0 { u16::MAX } else { self.config.mtu };
         mtu.saturating_sub(headers).max(48)
+    }
+
+    /// Keep what a guest sent for later; false where there is no room for it.
+    pub fn hold(&mut self, held: &mut Held, seq: u32, bytes: Vec<u8>) -> bool {
+        if self.held + bytes.len() > HELD_MOST || !held.has_room(bytes.len()) {
+            return false;
+        }
+        let before = held.size;
+        held.keep(seq, bytes);
+        self.held += held.size - before;
+        true
     }
 
     /// Have epoll say when the socket has room, now if it has.
@@ -152,6 +170,17 @@ impl Core {
         }
         let way = self.way(ends.far.ip, ends.guest.ip, mac);
         self.reply(|room| tcp_out::reset(room, &way, (ends.far.port, ends.guest.port), segment));
+    }
+
+    /// End a flow of a worker that is dead; None where it makes no sense here.
+    pub fn reset_orphan(&self, orphan: &Orphan, room: &mut Room) -> Option<usize> {
+        let Ends { guest, far } = orphan.ends;
+        let is_one_family = wire::v4(guest.ip).is_some() == wire::v4(far.ip).is_some();
+        if !is_one_family || !self.config.is_guest(guest.ip) || guest.port == 0 {
+            return None;
+        }
+        let way = self.way(far.ip, guest.ip, orphan.mac);
+        Some(tcp_out::end(room, &way, (far.port, guest.port), orphan.snd_nxt, orphan.rcv_nxt))
     }
 
     /// Tell a guest that its SYN found no way.

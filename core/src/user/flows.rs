@@ -32,6 +32,11 @@ pub struct Id {
 const GENERATIONS: u32 = 1 << 24;
 
 impl Id {
+    /// Where in the table it is.
+    pub fn place(self) -> usize {
+        self.index as usize
+    }
+
     /// Pack the id with a kind for epoll and the wheel.
     pub fn token(self, kind: u8) -> u64 {
         u64::from(kind) << 56 | u64::from(self.generation) << 32 | u64::from(self.index)
@@ -63,10 +68,6 @@ impl<K: Copy + Eq + std::hash::Hash, V> Table<K, V> {
     pub fn new(most: usize) -> Table<K, V> {
         let most = most.clamp(1, 1 << 24);
         Table { slots: Vec::new(), heads: vec![0; most.next_power_of_two()], free: 0, count: 0, most, keyed: RandomState::new() }
-    }
-
-    pub fn len(&self) -> usize {
-        self.count
     }
 
     fn head(&self, key: &K) -> usize {

@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use super::config::{GuestForward, HostForward, Transport};
 use super::datagram;
 use super::flows::{Endpoint, Ends, Id};
+use super::shares::Kind;
 use super::socket::{Name, Socket};
 use super::tcp::{State, Tcp, flag};
 use super::{Network, kind};
@@ -108,6 +109,7 @@ impl Network {
             && let Some((_, udp)) = self.udp.remove(flow)
         {
             listener.taken += udp.traffic.datagrams_to_guest;
+            self.shares.give_back(udp.owner, Kind::Udp);
         }
     }
 
@@ -175,7 +177,8 @@ impl Network {
         };
         let Some(far) = far else { return false };
         let ends = Ends { guest, far };
-        if self.is_over_cap(&ends) {
+        let owner = self.core.neighbours.find(guest.ip).unwrap_or_default();
+        if !self.shares.allow(owner, Kind::Tcp) {
             return false;
         }
         let is_tcp = forward.transport == Transport::Tcp;
@@ -183,7 +186,7 @@ impl Network {
             let _ = socket.set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
             let _ = socket.set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
         }
-        let tcp = Tcp::from_host(&self.core, &ends, socket, is_tcp, id);
+        let tcp = Tcp::from_host(&self.core, &ends, socket, is_tcp, owner, id);
         let Some(flow) = self.add_tcp(ends, tcp) else { return false };
         if let Some((_, tcp)) = self.tcp.get_mut(flow) {
             tcp.list(&mut self.core);

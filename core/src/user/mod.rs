@@ -24,18 +24,24 @@ mod datagram;
 mod flows;
 mod forward;
 mod fragments;
+mod held;
 mod icmp;
+mod ledger;
 mod limits;
 pub mod listing;
 mod ndp;
 mod neighbours;
 mod opening;
 mod ping;
+mod ranges;
 mod segment;
 pub mod service;
+mod shares;
 pub mod socket;
 mod tcp;
 mod tcp_clock;
+mod tcp_in;
+mod tcp_loss;
 mod tcp_out;
 mod timer;
 mod udp;
@@ -59,8 +65,10 @@ use core::Core;
 pub use flows::Endpoint;
 use flows::{Ends, Id, Table};
 use fragments::Reassembly;
+use ledger::{Ledger, Orphan};
 pub use service::Answer;
-use tcp::{State, Tcp};
+use shares::{Kind, Shares};
+use tcp::{State, Tcp, flag};
 use wire::{Mac, Packet, Room};
 
 /// What a token of epoll, of the wheel or of the list names.
@@ -86,8 +94,10 @@ pub struct Network {
     tcp: Table<Ends, Tcp>,
     udp: Table<Endpoint, udp::Udp>,
     ping: Table<ping::Key, ping::Ping>,
-    /// TCP flows of each guest.
-    held: HashMap<Ipv6Addr, usize>,
+    shares: Shares,
+    ledger: Option<Ledger>,
+    /// Flows of a predecessor that are to be reset.
+    orphans: Vec<Orphan>,
     reassembly: Reassembly,
     /// By the number that Python calls them by.
     listeners: HashMap<u32, forward::Listener>,
@@ -152,6 +162,11 @@ impl Network {
         let mut core = Core::new(config)?;
         core.epoll.add(core.timer.fd(), libc::EPOLLIN as u32, u64::from(kind::TIMER) << 56)?;
         let most = core.config.max_flows;
+        let sockets = core.config.sockets;
+        let (ledger, orphans) = match core.config.ledger {
+            Some(fd) => Ledger::new(fd).map(|(ledger, orphans)| (Some(ledger), orphans))?,
+            None => (None, Vec::new()),
+        };
         match core.config.service.as_ref().map(|service| service.announce) {
             None => arp::announce(&mut core),
             Some(true) => {
@@ -165,7 +180,9 @@ impl Network {
             tcp: Table::new(most),
             udp: Table::new(most),
             ping: Table::new(ping::MOST),
-            held: HashMap::new(),
+            shares: Shares::new(most, sockets),
+            ledger,
+            orphans,
             reassembly: Reassembly::default(),
             listeners: HashMap::new(),
             last_listener: 0,
@@ -379,21 +396,29 @@ impl Network {
 
     /// After something happened to a flow: set its alarm, or let go of it.
     fn settle_tcp(&mut self, id: Id) {
-        let Some((_, tcp)) = self.tcp.get_mut(id) else { return };
+        let Some((ends, tcp)) = self.tcp.get_mut(id) else { return };
         if tcp.state == State::Gone {
-            self.forget_tcp(id);
-        } else {
-            tcp.arm(&mut self.core);
+            return self.forget_tcp(id);
+        }
+        tcp.arm(&mut self.core);
+        // A guest whose SYN was not answered tries again of its own accord.
+        if let Some(ledger) = &self.ledger
+            && tcp.state != State::Connecting
+        {
+            if !tcp.is(flag::ENTERED) {
+                tcp.flags |= flag::ENTERED;
+                ledger.enter(id.place(), ends, tcp.mac);
+            }
+            ledger.note(id.place(), tcp.snd_nxt, tcp.rcv_nxt);
         }
     }
 
     fn forget_tcp(&mut self, id: Id) {
-        let Some((ends, _)) = self.tcp.remove(id) else { return };
-        if let Some(held) = self.held.get_mut(&ends.guest.ip) {
-            *held -= 1;
-            if *held == 0 {
-                self.held.remove(&ends.guest.ip);
-            }
+        let Some((_, tcp)) = self.tcp.remove(id) else { return };
+        self.core.held -= tcp.held.size;
+        self.shares.give_back(tcp.owner, Kind::Tcp);
+        if let Some(ledger) = &self.ledger {
+            ledger.strike(id.place());
         }
     }
 
@@ -417,6 +442,12 @@ impl Network {
         loop {
             if let Some(len) = self.core.next_reply(bytes) {
                 return Ok(len as isize);
+            }
+            if let Some(orphan) = self.orphans.pop() {
+                if let Some(len) = self.core.reset_orphan(&orphan, &mut Room::new(bytes)) {
+                    return Ok(len as isize);
+                }
+                continue;
             }
             if let Some(token) = self.core.due.pop_front() {
                 if let Some(len) = self.say(token, &mut Room::new(bytes)) {

@@ -20,6 +20,8 @@ const PREFERRED_S: u32 = 14_400;
 /// Flags of a router advertisement (RFC 4861, 4.2): addresses, and what else there is to know, come by DHCP too.
 const MANAGED: u8 = 0x80;
 const OTHER: u8 = 0x40;
+/// Of a router advertisement, which is one packet whatever the link: 1,280 bytes.
+const SEARCH_MOST: usize = 896;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 /// Deal with a message of neighbour discovery; returns whom it introduces.
@@ -93,6 +95,26 @@ pub fn announce(core: &mut Core) {
     }
 }
 
+/// Domains as RFC 8106, 5.2 has them: labels as DNS writes them, zeros up to a multiple of eight. What does not fit, or is no
+/// name, is left out.
+fn searched(domains: &[String], most: usize) -> Vec<u8> {
+    let mut written = Vec::new();
+    for domain in domains {
+        let labels = || domain.trim_end_matches('.').split('.');
+        let len: usize = labels().map(|label| label.len() + 1).sum::<usize>() + 1;
+        if labels().any(|label| !(1..=63).contains(&label.len())) || len > 255 || written.len() + len > most {
+            continue;
+        }
+        for label in labels() {
+            written.push(label.len() as u8);
+            written.extend(label.bytes());
+        }
+        written.push(0);
+    }
+    written.resize(written.len().next_multiple_of(8), 0);
+    written
+}
+
 /// Say that we are the router, to one guest or to all.
 pub fn advertise_router(core: &mut Core, to: Option<(Ipv6Addr, Mac)>) {
     let Some(net) = core.config.v6 else { return };
@@ -140,7 +162,30 @@ pub fn advertise_router(core: &mut Core, to: Option<(Ipv6Addr, Mac)>) {
             }
         });
     }
+    let search = searched(&core.config.search, SEARCH_MOST);
+    if !search.is_empty() {
+        option(8 + search.len(), &|bytes| {
+            bytes[0] = 31;
+            put32(bytes, 4, ROUTER_LIFETIME_S.into());
+            bytes[8..8 + search.len()].copy_from_slice(&search);
+        });
+    }
     let (to, to_mac) = to.unwrap_or((ALL_NODES, group_mac(ALL_NODES)));
     let way = Way { from_mac: own, to_mac, source: core.config.router(), destination: to };
     icmp::say(core, &way, ICMPV6, HOPS, &mut message);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_list_is_written_as_dns_writes_names() {
+        let domains = ["example.org", "a..b", "lan.", &"x".repeat(64)].map(String::from);
+        let mut expected = b"\x07example\x03org\0\x03lan\0".to_vec();
+        expected.resize(24, 0);
+        assert_eq!(searched(&domains, 896), expected);
+        assert_eq!(searched(&domains, 12), b"\x03lan\0\0\0\0");
+        assert_eq!(searched(&[], 896), b"");
+    }
 }

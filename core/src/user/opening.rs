@@ -6,6 +6,7 @@ use super::config::{Served, Target};
 use super::flows::{Endpoint, Ends, Id};
 use super::icmp;
 use super::segment::Segment;
+use super::shares::Kind;
 use super::socket::{Name, Socket, bind_outbound};
 use super::tcp::Tcp;
 use super::wire::{Mac, Packet};
@@ -18,7 +19,7 @@ impl Network {
             Target::Senseless => return,
             Target::Refused => return self.core.reset_stray(&ends, mac, syn),
             Target::Nobody => return self.core.tell_unreachable(&ends, mac, syn.seq, libc::EHOSTUNREACH),
-            _ if self.is_over_cap(&ends) => return self.core.reset_stray(&ends, mac, syn),
+            _ if !self.shares.allow(mac, Kind::Tcp) => return self.core.reset_stray(&ends, mac, syn),
             Target::Outside(_) if packet.ttl <= 1 => return self.too_far(&ends, mac, syn),
             Target::Outside(to) => self.dial(to),
             Target::Forward(index) => {
@@ -51,8 +52,8 @@ impl Network {
     /// Put a flow into the table and its socket into epoll.
     pub(super) fn add_tcp(&mut self, ends: Ends, tcp: Tcp) -> Option<Id> {
         let id = self.tcp.insert(ends, tcp)?;
-        *self.held.entry(ends.guest.ip).or_default() += 1;
         let (_, tcp) = self.tcp.get_mut(id)?;
+        self.shares.take(tcp.owner, Kind::Tcp);
         tcp.token = id.token(kind::TCP);
         let socket = tcp.socket.as_ref()?;
         socket.end_by_reset();
@@ -63,12 +64,6 @@ impl Network {
             tcp.fail(&mut self.core);
         }
         Some(id)
-    }
-
-    /// One guest leaves the others a quarter of the flows.
-    pub(super) fn is_over_cap(&self, ends: &Ends) -> bool {
-        let most = self.core.config.max_flows;
-        self.tcp.len() >= most || self.held.get(&ends.guest.ip).is_some_and(|held| *held >= most - most / 4)
     }
 
     fn too_far(&mut self, ends: &Ends, mac: Mac, syn: &Segment) {

@@ -11,6 +11,7 @@ use super::config::Target;
 use super::datagram::{self, Beside};
 use super::flows::{Endpoint, Id};
 use super::icmp::{self, Trouble};
+use super::shares::Kind;
 use super::socket::{Socket, bind_outbound};
 use super::timer::Alarm;
 use super::udp::Traffic;
@@ -34,6 +35,8 @@ pub struct Key {
 pub struct Ping {
     socket: Socket,
     mac: Mac,
+    /// Whose share it is.
+    owner: Mac,
     listed: bool,
     used_ms: u64,
     alarm: Alarm,
@@ -108,8 +111,13 @@ impl Network {
         let option = if is_v4 { (libc::IPPROTO_IP, libc::IP_RECVERR) } else { (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) };
         socket.set(option.0, option.1, 1)?;
         let used_ms = self.core.now_ms;
-        let ping = Ping { socket, mac, listed: false, used_ms, alarm: Alarm::default(), traffic: Traffic::new(used_ms) };
+        let traffic = Traffic::new(used_ms);
+        let ping = Ping { socket, mac, owner: mac, listed: false, used_ms, alarm: Alarm::default(), traffic };
+        if !self.shares.allow(mac, Kind::Ping) {
+            return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+        }
         let Some(id) = self.ping.insert(key, ping) else { return Err(io::Error::from_raw_os_error(libc::ENOBUFS)) };
+        self.shares.take(mac, Kind::Ping);
         let token = id.token(kind::PING);
         if let Some((_, ping)) = self.ping.get_mut(id) {
             self.core.epoll.add(ping.socket.fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, token)?;
@@ -182,7 +190,9 @@ impl Network {
             return;
         }
         if ping.used_ms + IDLE_MS <= now_ms {
+            let owner = ping.owner;
             self.ping.remove(id);
+            self.shares.give_back(owner, Kind::Ping);
         } else {
             let at = ping.used_ms + IDLE_MS;
             ping.alarm.set(&mut self.core.wheel, token, at);

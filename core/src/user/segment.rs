@@ -1,5 +1,6 @@
 //! A TCP segment as a guest sent it (RFC 9293, 3.1).
 
+use super::held::BLOCKS;
 use super::wire::Packet;
 use crate::frame::{be16, be32};
 
@@ -22,6 +23,10 @@ pub struct Segment {
     pub window: u16,
     pub mss: Option<u16>,
     pub scale: Option<u8>,
+    /// Of a SYN: SACK is understood. Else: there is SACK in it.
+    pub sack: bool,
+    /// What the sender has beyond a hole: where each part begins and ends.
+    pub blocks: [(u32, u32); BLOCKS],
     pub payload: *const u8,
     pub len: usize,
 }
@@ -39,7 +44,7 @@ impl Segment {
         if from == 0 || to == 0 || (flags & SYN != 0 && flags & (FIN | RST) != 0) {
             return None;
         }
-        let (mss, scale) = if flags & SYN != 0 { options(tcp.get(HEADER..header)?) } else { (None, None) };
+        let said = if header > HEADER { options(tcp.get(HEADER..header)?) } else { Options::default() };
         Some(Segment {
             from,
             to,
@@ -47,8 +52,10 @@ impl Segment {
             ack: be32(tcp, 8)?,
             flags,
             window: be16(tcp, 14)?,
-            mss,
-            scale,
+            mss: said.mss,
+            scale: said.scale,
+            sack: said.sack,
+            blocks: said.blocks,
             // A pointer into the frame or one past it, as the header is not longer than the payload of the packet.
             payload: at.wrapping_add(packet.transport + header),
             len: packet.payload_len() - header,
@@ -61,9 +68,17 @@ impl Segment {
     }
 }
 
-/// MSS and window scale; at most 40 bytes of options, each at least one long.
-fn options(mut bytes: &[u8]) -> (Option<u16>, Option<u8>) {
-    let (mut mss, mut scale) = (None, None);
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Options {
+    mss: Option<u16>,
+    scale: Option<u8>,
+    sack: bool,
+    blocks: [(u32, u32); BLOCKS],
+}
+
+/// MSS, window scale and SACK (RFC 2018, 2 and 3); at most 40 bytes of options, each at least one long.
+fn options(mut bytes: &[u8]) -> Options {
+    let mut said = Options::default();
     while let Some((&kind, rest)) = bytes.split_first() {
         match kind {
             0 => break,
@@ -72,15 +87,22 @@ fn options(mut bytes: &[u8]) -> (Option<u16>, Option<u8>) {
                 let len = usize::from(rest.first().copied().unwrap_or(0));
                 let Some(option) = bytes.get(2..len) else { break };
                 match (kind, option) {
-                    (2, [high, low]) => mss = Some(u16::from_be_bytes([*high, *low])),
-                    (3, [shift]) => scale = Some(*shift),
+                    (2, [high, low]) => said.mss = Some(u16::from_be_bytes([*high, *low])),
+                    (3, [shift]) => said.scale = Some(*shift),
+                    (4, []) => said.sack = true,
+                    (5, blocks) => {
+                        said.sack = true;
+                        for (place, block) in said.blocks.iter_mut().zip(blocks.chunks_exact(8)) {
+                            *place = (be32(block, 0).unwrap_or(0), be32(block, 4).unwrap_or(0));
+                        }
+                    }
                     _ => {}
                 }
                 bytes = &bytes[len..];
             }
         }
     }
-    (mss, scale)
+    said
 }
 
 #[cfg(test)]
@@ -89,10 +111,14 @@ mod tests {
 
     #[test]
     fn options_are_read_as_far_as_they_make_sense() {
-        assert_eq!(options(&[2, 4, 5, 180, 1, 3, 3, 7]), (Some(1460), Some(7)));
-        assert_eq!(options(&[3, 3, 9, 0, 2, 4, 1, 1]), (None, Some(9)));
+        let said = Options { mss: Some(1460), scale: Some(7), sack: true, ..Options::default() };
+        assert_eq!(options(&[2, 4, 5, 180, 4, 2, 1, 3, 3, 7]), said);
+        assert_eq!(options(&[3, 3, 9, 0, 2, 4, 1, 1]), Options { scale: Some(9), ..Options::default() });
+        let blocks = [(1, 2), (3, 4), (0, 0), (0, 0)];
+        let two = [1, 1, 5, 18, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4];
+        assert_eq!(options(&two), Options { sack: true, blocks, ..Options::default() });
         for cut in [&[2][..], &[2, 0], &[2, 1, 5], &[2, 4, 5], &[2, 40, 5, 180], &[9, 255]] {
-            assert_eq!(options(cut), (None, None), "{cut:?}");
+            assert_eq!(options(cut), Options::default(), "{cut:?}");
         }
     }
 }

@@ -1,10 +1,9 @@
 //! A TCP flow: the host's kernel is the TCP, and what is here translates between its socket and the guest's segments.
 //!
-//! There is no send queue and no reassembly. What goes to the guest stays in the receive queue of the host's socket until
-//! the guest has acknowledged it: it is looked at (tcp_out.rs) to be sent, looked at again to be sent again, and
-//! discarded when it was acknowledged. What comes from the guest is written to the socket at once, from the memory it
-//! lies in; only what the kernel took is acknowledged, and what came out of order is not kept. SACK is therefore not
-//! offered: there is never anything to report, and a guest that counts on reports no longer counts repeated ACKs.
+//! There is no send queue. What goes to the guest stays in the receive queue of the host's socket until the guest has
+//! acknowledged it: it is looked at (tcp_out.rs) to be sent, looked at again where something of it was lost (tcp_loss.rs),
+//! and discarded when it was acknowledged. What comes from the guest is written to the socket at once, from the memory it
+//! lies in; a copy is kept only of what lies beyond a hole, or did not fit (tcp_in.rs), within bounds.
 //!
 //! ```text
 //!   guest's SYN -> Connecting -> (connected) Answered -> (ACK) Open -> (both FINs acknowledged) Resting -> Gone
@@ -20,10 +19,10 @@
 //! becomes a FIN once all before it was sent. Until both have come the socket has SO_LINGER 0, so that the far end sees a
 //! reset when the guest resets the flow, is given up, or our process dies; an error of the socket becomes a RST. Blind RST and SYN are answered as RFC 5961 says.
 
-use std::io;
-
 use super::Core;
 use super::flows::Ends;
+use super::held::Held;
+use super::ranges::Ranges;
 use super::segment::{ACK, FIN, RST, SYN, Segment};
 use super::socket::Socket;
 use super::timer::Alarm;
@@ -55,23 +54,23 @@ pub enum State {
 pub mod flag {
     /// The guest's FIN came.
     pub const GUEST_FIN: u32 = 1;
-    /// The socket's data has come to its end.
-    pub const HOST_END: u32 = 2;
+    /// All that the guest sent is in the socket, which was shut for writing.
+    pub const SHUT: u32 = 2;
     pub const FIN_SENT: u32 = 4;
     pub const FIN_ACKED: u32 = 8;
     /// The socket may have data behind what was looked at.
     pub const READABLE: u32 = 16;
     /// The window that we told is low.
     pub const LOW: u32 = 32;
-    /// The socket did not take all that the guest sent.
-    pub const BLOCKED: u32 = 64;
+    /// The guest reads SACK.
+    pub const SACK: u32 = 64;
     /// There is data and nothing in flight, and the guest has no window.
     pub const STALLED: u32 = 128;
     pub const SAY_SYN: u32 = 256;
     pub const SAY_ACK: u32 = 512;
     pub const SAY_RST: u32 = 1024;
-    /// Send what is oldest again.
-    pub const RESEND: u32 = 2048;
+    /// The last segment was sent again to see whether it had been lost.
+    pub const TAILED: u32 = 2048;
     /// Send a byte whatever the window says.
     pub const PROBE: u32 = 4096;
     pub const KEEPALIVE: u32 = 8192;
@@ -81,6 +80,10 @@ pub mod flag {
     pub const SCALED: u32 = 32768;
     /// The window may have opened: say so if it has.
     pub const SAY_WINDOW: u32 = 65536;
+    /// Our end said that the guest's had come, so nothing is left to be asked.
+    pub const KNOWN: u32 = 262_144;
+    /// It has a record that outlives the worker.
+    pub const ENTERED: u32 = 131_072;
 }
 
 pub struct Tcp {
@@ -90,17 +93,31 @@ pub struct Tcp {
     pub state: State,
     pub flags: u32,
     pub mac: Mac,
+    /// Whose share it is.
+    pub owner: Mac,
     /// What the socket is: TCP, or a unix socket, which cannot discard.
     pub is_tcp: bool,
     /// The guest's first sequence number.
     pub irs: u32,
+    /// One past what we have of the guest's without a hole.
     pub rcv_nxt: u32,
+    /// Of that, what the socket has not taken yet.
+    pub pending: u32,
+    pub held: Held,
     /// The right edge of the window that we told.
     pub rcv_edge: u32,
     pub snd_una: u32,
+    /// One past the last that was ever sent.
     pub snd_nxt: u32,
-    /// The highest that `snd_nxt` ever was.
-    pub snd_max: u32,
+    /// Between these two, what the guest does not say that it has is lost, and is to be sent again.
+    pub again: u32,
+    pub again_to: u32,
+    /// What was `snd_nxt` when all that was lost had been sent again.
+    pub again_ended: u32,
+    /// What the guest says that it has, beyond a hole.
+    pub sacked: Ranges,
+    /// Where the kernel looks at the socket next.
+    pub peeked: u32,
     pub wnd: u32,
     pub wnd_most: u32,
     wnd_seq: u32,
@@ -111,7 +128,7 @@ pub struct Tcp {
     /// Until this is acknowledged, the loss at hand is being mended.
     pub recover: u32,
     pub dup_acks: u8,
-    /// ACKs to say beside the next one, for the guest to count.
+    /// ACKs to say beside the next one, for a guest without SACK to count.
     pub more_acks: u8,
     pub tries: u8,
     pub srtt_ms: u32,
@@ -141,13 +158,20 @@ impl Tcp {
             state,
             flags: 0,
             mac,
+            owner: mac,
             is_tcp,
             irs: 0,
             rcv_nxt: 0,
+            pending: 0,
+            held: Held::default(),
             rcv_edge: 0,
             snd_una: iss,
             snd_nxt: iss,
-            snd_max: iss,
+            again: iss,
+            again_to: iss,
+            again_ended: iss,
+            sacked: Ranges::default(),
+            peeked: iss,
             wnd: 0,
             wnd_most: 0,
             wnd_seq: 0,
@@ -183,8 +207,8 @@ impl Tcp {
     }
 
     /// A flow that a client of the host's opened.
-    pub fn from_host(core: &Core, ends: &Ends, socket: Socket, is_tcp: bool, inward: u32) -> Tcp {
-        let mut tcp = Tcp::new(socket, is_tcp, State::Calling, [0; 6], core.first_sequence(ends), core.now_ms);
+    pub fn from_host(core: &Core, ends: &Ends, socket: Socket, is_tcp: bool, guest: Mac, inward: u32) -> Tcp {
+        let mut tcp = Tcp::new(socket, is_tcp, State::Calling, guest, core.first_sequence(ends), core.now_ms);
         tcp.inward = inward;
         tcp.flags |= flag::SAY_SYN | flag::SCALED;
         tcp
@@ -206,6 +230,9 @@ impl Tcp {
             }
             None => self.flags &= !flag::SCALED,
         }
+        if syn.sack {
+            self.flags |= flag::SACK;
+        }
     }
 
     pub fn is(&self, flags: u32) -> bool {
@@ -225,10 +252,6 @@ impl Tcp {
         self.list(core);
     }
 
-    pub fn flight(&self) -> u32 {
-        self.snd_nxt.wrapping_sub(self.snd_una)
-    }
-
     /// The kernel says something about the socket.
     pub fn event(&mut self, core: &mut Core, ends: &Ends, events: u32) {
         let (failed, writable) = (events & libc::EPOLLERR as u32 != 0, events & libc::EPOLLOUT as u32 != 0);
@@ -246,18 +269,16 @@ impl Tcp {
             }
             self.connected(core);
         }
+        if failed && self.is(flag::FIN_SENT) && self.socket.as_ref().is_some_and(|socket| socket.error() != 0) {
+            return self.fail(core); // the data has had its end, and shows no error any more
+        }
         if events & (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLHUP) as u32 != 0 || failed {
             self.say(core, flag::READABLE);
         }
-        if writable && self.is(flag::LOW | flag::BLOCKED) {
-            let what = if self.is(flag::BLOCKED) {
-                self.more_acks = 3; // the guest has to send again what we did not take: RFC 5681, 3.2
-                flag::SAY_ACK
-            } else {
-                flag::SAY_WINDOW
-            };
-            self.flags &= !(flag::LOW | flag::BLOCKED);
-            self.say(core, what);
+        if writable && (self.pending > 0 || self.is(flag::LOW)) {
+            self.drain(core);
+            self.flags &= !flag::LOW;
+            self.say(core, flag::SAY_WINDOW);
         }
     }
 
@@ -299,7 +320,7 @@ impl Tcp {
     /// The payload is readable for its length.
     pub unsafe fn input(&mut self, core: &mut Core, ends: &Ends, segment: &Segment) {
         self.heard_ms = core.now_ms;
-        if self.snd_una == self.snd_max && !self.is(flag::STALLED) {
+        if self.snd_una == self.snd_nxt && !self.is(flag::STALLED) {
             self.tries = 0;
         }
         match self.state {
@@ -322,7 +343,7 @@ impl Tcp {
 
     /// The guest answers our SYN (RFC 9293, 3.10.7.3).
     fn answered(&mut self, core: &mut Core, ends: &Ends, segment: &Segment) {
-        let is_ours = segment.ack == self.snd_max && self.snd_max != self.snd_una;
+        let is_ours = segment.ack == self.snd_nxt && self.snd_nxt != self.snd_una;
         if segment.flags & RST != 0 {
             if segment.flags & ACK != 0 && is_ours {
                 self.abort();
@@ -338,7 +359,6 @@ impl Tcp {
         self.meet(core, ends, segment);
         if segment.flags & ACK != 0 {
             self.snd_una = segment.ack;
-            self.snd_nxt = segment.ack;
             self.set_open(core);
             self.say(core, flag::SAY_ACK | flag::READABLE);
         } else {
@@ -353,8 +373,13 @@ impl Tcp {
         if self.socket.is_none() {
             self.flags |= flag::SAY_RST;
         }
+        if self.timed_ms != 0 {
+            self.measure((core.now_ms - self.timed_ms) as u32);
+            self.timed_ms = 0;
+        }
         self.tries = 0;
         self.recover = self.snd_una;
+        (self.again, self.again_to, self.peeked) = (self.snd_una, self.snd_una, self.snd_una);
         self.since_ms = core.now_ms;
     }
 
@@ -362,7 +387,7 @@ impl Tcp {
     /// The payload is readable for its length.
     unsafe fn open(&mut self, core: &mut Core, ends: &Ends, segment: &Segment) {
         let offset = segment.seq.wrapping_sub(self.rcv_nxt) as i32;
-        let window = self.rcv_edge.wrapping_sub(self.rcv_nxt) as i32;
+        let window = self.edge().wrapping_sub(self.rcv_nxt) as i32;
         if segment.flags & RST != 0 {
             if offset == 0 {
                 self.abort();
@@ -393,12 +418,17 @@ impl Tcp {
         if segment.len == 0 && segment.flags & FIN == 0 {
             return;
         }
-        if offset > 0 || self.is(flag::GUEST_FIN) {
-            self.more_acks = self.more_acks.saturating_add(u8::from(self.is(flag::SAY_ACK))).min(8);
-            return self.say(core, flag::SAY_ACK);
-        }
         // SAFETY: as the caller promises.
-        unsafe { self.take(core, segment, offset.unsigned_abs() as usize) };
+        unsafe { self.take(core, segment) };
+    }
+
+    /// The right edge as the guest has read it: the window is told in steps, rounded up.
+    pub fn edge(&self) -> u32 {
+        self.rcv_edge.wrapping_add((1 << self.scale()) - 1)
+    }
+
+    pub fn scale(&self) -> u8 {
+        if self.is(flag::SCALED) { SCALE } else { 0 }
     }
 
     /// Say again where we are; a flood of what provokes that is not answered one by one.
@@ -411,19 +441,18 @@ impl Tcp {
     /// Deal with the ACK of a segment; false where the segment is not to be taken.
     fn acknowledged(&mut self, core: &mut Core, ends: &Ends, segment: &Segment) -> bool {
         let mut acked = segment.ack.wrapping_sub(self.snd_una);
-        let sent = self.snd_max.wrapping_sub(self.snd_una);
+        let sent = self.flight();
         if self.state == State::Answered {
             if acked == 0 || acked > sent {
                 core.reset_stray(ends, self.mac, segment);
                 return false;
             }
             self.snd_una = self.snd_una.wrapping_add(1);
-            self.snd_nxt = self.snd_max;
             (acked, self.wnd) = (acked - 1, 0);
             self.set_open(core);
             self.say(core, flag::READABLE);
         }
-        let sent = sent.min(self.snd_max.wrapping_sub(self.snd_una));
+        let sent = self.flight();
         if acked > sent {
             if (acked as i32) > 0 || acked.wrapping_neg() > self.wnd_most.max(65_535) {
                 self.challenge(core); // RFC 5961, 5.2
@@ -432,13 +461,13 @@ impl Tcp {
             return true; // an old one, overtaken
         }
         let window = u32::from(segment.window) << self.shift;
-        let is_repeated = acked == 0 && sent > 0 && segment.space() == 0 && window == self.wnd;
+        let is_repeated = acked == 0 && sent > 0 && segment.space() == 0 && window == self.wnd && !self.is(flag::SACK);
         let newer = segment.seq.wrapping_sub(self.wnd_seq) as i32;
         if newer > 0 || (newer == 0 && segment.ack.wrapping_sub(self.wnd_ack) as i32 >= 0) {
             (self.wnd_seq, self.wnd_ack) = (segment.seq, segment.ack);
             if window != self.wnd {
                 if self.wnd == 0 && acked == 0 && sent > 0 {
-                    self.rewind(core); // what went into the closed window was not kept
+                    self.lose_all(); // what went into the closed window was not kept
                     self.tries = 0;
                 }
                 self.wnd = window;
@@ -446,104 +475,25 @@ impl Tcp {
                 self.flags &= !flag::STALLED;
                 self.list(core);
             }
+        } else {
+            self.wnd = self.wnd.saturating_sub(acked); // overtaken: the edge is what it was
         }
         if acked > 0 {
             self.progress(core, acked);
+        }
+        if segment.sack && sent > 0 && self.note(&segment.blocks) {
+            self.dup_acks = self.dup_acks.saturating_add(u8::from(acked == 0));
+            self.mend(core);
         } else if is_repeated {
-            self.repeated(core);
+            self.dup_acks = self.dup_acks.saturating_add(1);
+            self.mend(core);
         }
         true
     }
 
-    /// The guest has `acked` more of what we sent.
-    fn progress(&mut self, core: &mut Core, acked: u32) {
-        self.snd_una = self.snd_una.wrapping_add(acked);
-        if (self.snd_nxt.wrapping_sub(self.snd_una) as i32) < 0 {
-            self.snd_nxt = self.snd_una;
-        }
-        let mut bytes = acked;
-        if self.is(flag::FIN_SENT) && self.snd_una == self.snd_max && !self.is(flag::FIN_ACKED) {
-            self.flags |= flag::FIN_ACKED;
-            bytes -= 1;
-        }
-        if bytes > 0 && self.discard(core, bytes as usize).is_err() {
-            return self.fail(core);
-        }
-        self.bytes_out += u64::from(bytes);
-        if self.timed_ms != 0 && self.snd_una.wrapping_sub(self.timed) as i32 >= 0 {
-            self.measure((core.now_ms - self.timed_ms) as u32);
-            self.timed_ms = 0;
-        }
-        self.tries = 0;
-        self.dup_acks = 0;
-        self.since_ms = core.now_ms;
-        self.cwnd = self.cwnd.saturating_add(acked).min(CWND_MOST);
-        if (self.recover.wrapping_sub(self.snd_una) as i32) > 0 && self.snd_nxt == self.snd_max {
-            self.flags |= flag::RESEND; // RFC 6582, 3.2: a partial ACK shows the next hole
-        }
-        self.list(core);
-        self.maybe_over(core);
-    }
-
-    /// The guest said the same again: something before what it got is missing.
-    fn repeated(&mut self, core: &mut Core) {
-        self.dup_acks = self.dup_acks.saturating_add(1);
-        let is_mending = (self.recover.wrapping_sub(self.snd_una) as i32) > 0;
-        if self.dup_acks == 3 && !is_mending {
-            self.recover = self.snd_max;
-            self.shrink();
-            self.timed_ms = 0;
-            self.say(core, flag::RESEND);
-        }
-    }
-
-    pub fn shrink(&mut self) {
-        let flight = self.snd_max.wrapping_sub(self.snd_una);
-        self.cwnd = (flight / 2).max(10 * u32::from(self.mss));
-    }
-
-    fn discard(&mut self, core: &mut Core, len: usize) -> io::Result<()> {
-        let Some(socket) = &self.socket else { return Ok(()) };
-        let got = if self.is_tcp { socket.discard(len) } else { socket.discard_into(len, &mut core.waste) };
-        // What was looked at is there; less can only mean that the kernel lost it with the connection.
-        got.and_then(|got| if got == len { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) })
-    }
-
-    /// Write the payload, from `skip` on, to the socket.
-    ///
-    /// # Safety
-    /// The payload is readable for its length.
-    unsafe fn take(&mut self, core: &mut Core, segment: &Segment, skip: usize) {
-        let skip = skip.min(segment.len);
-        let len = segment.len - skip;
-        let Some(socket) = &self.socket else { return };
-        let mut taken = 0;
-        if len > 0 {
-            // SAFETY: `skip + len` is the payload's length.
-            match unsafe { socket.write(segment.payload.add(skip), len) } {
-                Ok(count) => taken = count,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(_) => return self.fail(core),
-            }
-        }
-        self.rcv_nxt = self.rcv_nxt.wrapping_add(taken as u32);
-        self.bytes_in += taken as u64;
-        if (self.rcv_edge.wrapping_sub(self.rcv_nxt) as i32) < 0 {
-            self.rcv_edge = self.rcv_nxt;
-        }
-        if taken < len {
-            self.flags |= flag::BLOCKED;
-        } else if segment.flags & FIN != 0 {
-            self.rcv_nxt = self.rcv_nxt.wrapping_add(1);
-            self.flags |= flag::GUEST_FIN;
-            socket.shut_writing();
-        }
-        self.say(core, flag::SAY_ACK);
-        self.maybe_over(core);
-    }
-
-    fn maybe_over(&mut self, core: &Core) {
-        if self.state == State::Open && self.is(flag::GUEST_FIN) && self.is(flag::FIN_ACKED) {
+    /// Both ends are done?
+    pub fn maybe_over(&mut self, core: &Core) {
+        if self.state == State::Open && self.is(flag::SHUT) && self.is(flag::FIN_ACKED) {
             if let Some(socket) = self.socket.take() {
                 socket.finish();
             }

@@ -7,8 +7,8 @@ use std::io;
 
 use super::Core;
 use super::flows::Ends;
+use super::ranges::later;
 use super::segment::{ACK, FIN, PSH, RST, SYN, Segment};
-use super::socket::Socket;
 use super::tcp::{SCALE, State, Tcp, flag};
 use super::wire::{self, Room, TCP, Way, put16, put32};
 use crate::offload::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, VnetHeader};
@@ -18,8 +18,6 @@ const HEADER: usize = 20;
 const CHECKSUM: usize = 16;
 /// The longest IP packet.
 const PACKET_MOST: usize = 65_535;
-/// MSS and window scale with its padding.
-const OPTIONS: usize = 8;
 
 /// The fields of a segment that differ from one to the next.
 struct Fields {
@@ -37,16 +35,17 @@ impl Tcp {
             let seq = self.snd_nxt;
             self.state = State::Gone;
             self.socket = None;
-            return Some(self.segment(ends, core, room, &Fields { seq, ack: self.rcv_nxt, flags: RST | ACK, window: 0 }, 0));
+            return Some(self.segment(ends, core, room, &Fields { seq, ack: self.rcv_nxt, flags: RST | ACK, window: 0 }, 0, 0));
         }
         match self.state {
             State::Connecting | State::Gone => None,
             State::Calling | State::Answered => self.is(flag::SAY_SYN).then(|| self.syn(core, ends, room)).flatten(),
             State::Resting => self.is(flag::SAY_ACK).then(|| self.ack(core, ends, room)),
             State::Open => {
-                if self.is(flag::RESEND)
-                    && let Some(len) = self.resend(core, ends, room)
-                {
+                if self.is(flag::SAY_ACK) && self.has_hole() {
+                    return Some(self.ack(core, ends, room)); // data does not carry SACK
+                }
+                if let Some(len) = self.resend(core, ends, room) {
                     return Some(len);
                 }
                 if let Some(len) = self.data(core, ends, room) {
@@ -63,7 +62,12 @@ impl Tcp {
     /// Is there more to say at once?
     pub fn has_more(&self) -> bool {
         match self.state {
-            State::Open => self.is(flag::SAY_ACK | flag::SAY_RST | flag::RESEND) || self.more_acks > 0 || self.may_send(),
+            State::Open => {
+                self.is(flag::SAY_ACK | flag::SAY_RST | flag::SAY_WINDOW)
+                    || self.more_acks > 0
+                    || self.again != self.again_to
+                    || self.may_send()
+            }
             State::Connecting | State::Gone => false,
             State::Answered | State::Calling => self.is(flag::SAY_RST),
             State::Resting => self.is(flag::SAY_ACK | flag::SAY_RST),
@@ -71,13 +75,17 @@ impl Tcp {
     }
 
     fn may_send(&self) -> bool {
-        let ended = self.is(flag::HOST_END) && self.is(flag::FIN_SENT) && self.snd_nxt == self.snd_max;
-        self.is(flag::READABLE) && !ended && (self.usable() >= self.mss.into() || (self.flight() == 0 && self.usable() > 0))
+        self.is(flag::READABLE) && (self.usable() >= self.mss.into() || (self.flight() == 0 && self.usable() > 0))
     }
 
     /// What may be sent beyond what is in flight.
     fn usable(&self) -> u32 {
-        self.wnd.min(self.cwnd).saturating_sub(self.flight())
+        self.wnd.saturating_sub(self.flight()).min(self.cwnd.saturating_sub(self.pipe()))
+    }
+
+    /// Did the guest send something beyond a hole?
+    fn has_hole(&self) -> bool {
+        self.is(flag::SACK) && self.held.size > 0 && self.held.reaches(self.rcv_nxt)
     }
 
     fn way(&self, core: &Core, ends: &Ends) -> Way {
@@ -104,7 +112,6 @@ impl Tcp {
         let begin = self.snd_una;
         self.snd_nxt = begin.wrapping_add(1);
         self.sent(core, before);
-        let options = if self.is(flag::SCALED) { OPTIONS } else { 4 };
         let fields = Fields {
             seq: begin,
             ack: if answer { self.rcv_nxt } else { 0 },
@@ -115,40 +122,87 @@ impl Tcp {
         let mss = core.mss(ends.far.ip);
         let frame = room.frame();
         frame[at..at + 4].copy_from_slice(&[2, 4, (mss >> 8) as u8, mss as u8]); // RFC 9293, 3.2
-        frame[at + 4..at + 8].copy_from_slice(&[1, 3, 3, SCALE]); // RFC 7323, 2.2
-        Some(self.segment(ends, core, room, &fields, options))
+        let mut options = 4;
+        let mut add = |option: [u8; 4]| {
+            frame[at + options..at + options + 4].copy_from_slice(&option);
+            options += 4;
+        };
+        if !answer || self.is(flag::SACK) {
+            add([1, 1, 4, 2]); // RFC 2018, 2
+        }
+        if self.is(flag::SCALED) {
+            add([1, 3, 3, SCALE]); // RFC 7323, 2.2
+        }
+        Some(self.segment(ends, core, room, &fields, options, 0))
     }
 
-    /// Send the oldest frame's worth of what is in flight again.
+    /// Send the next of what was lost again.
     fn resend(&mut self, core: &mut Core, ends: &Ends, room: &mut Room) -> Option<usize> {
-        self.flags &= !flag::RESEND;
-        let flight = self.flight();
-        if flight == 0 {
+        let Some((from, to)) = self.gap() else {
+            if self.again != self.again_to {
+                (self.again, self.again_ended) = (self.again_to, self.snd_nxt);
+            }
+            return None;
+        };
+        let (offset, missing) = (from.wrapping_sub(self.snd_una), to.wrapping_sub(from));
+        let allowed = if self.is(flag::PROBE) && self.wnd == 0 {
+            1
+        } else {
+            let paced = if self.pipe() == 0 { self.cwnd } else { self.cwnd.saturating_sub(self.pipe()) };
+            self.wnd.saturating_sub(offset).min(paced)
+        };
+        if allowed == 0 || (offset > 0 && allowed < missing.min(self.mss.into())) {
             return None;
         }
-        let data = flight - u32::from(self.is(flag::FIN_SENT) && self.snd_nxt == self.snd_max);
+        // The end of the data has a place of its own; while there is none, new data follows in the same frame.
+        let fin = u32::from(self.is(flag::FIN_SENT) && to == self.snd_nxt);
         let at = wire::headers_len(ends.guest.ip) + HEADER;
-        let most = self.frame_most(at).min(data as usize).min(self.wnd.max(1) as usize);
-        let socket = self.socket.as_ref()?;
-        let len = if data == 0 {
-            0
-        } else {
-            if core.peek_off {
-                socket.peek_from(0);
-            }
-            let looked = look(socket, core, 0, &mut room.frame()[at..at + most]);
-            if core.peek_off {
-                socket.peek_from(data as usize);
-            }
-            looked.ok()?
-        };
+        let is_open = to == self.snd_nxt && !self.is(flag::FIN_SENT);
+        let data = if is_open { missing.max(allowed) } else { missing - fin } as usize;
+        let most = data.min(self.frame_most(at)).min(allowed as usize);
+        let most = if most < data { whole(most, self.mss) } else { most };
+        let len = if most == 0 { 0 } else { self.look(core, from, &mut room.frame()[at..at + most]).ok()? };
+        if most > 0 && len == 0 {
+            return None;
+        }
+        self.flags &= !flag::PROBE;
         self.resent = self.resent.saturating_add(1);
         self.restart_clock(core.now_ms);
         self.timed_off();
-        let fin = if len as u32 == data && data != flight { FIN } else { 0 };
-        let fields = Fields { seq: self.snd_una, ack: self.rcv_nxt, flags: ACK | PSH | fin, window: self.window(core) };
-        self.flags &= !flag::SAY_ACK;
+        let ends_here = fin == 1 && len as u32 == missing - 1;
+        self.again = from.wrapping_add(len as u32 + u32::from(ends_here));
+        self.again_to = later(self.again_to, self.again);
+        self.snd_nxt = later(self.snd_nxt, self.again);
+        if self.again == self.again_to {
+            self.again_ended = self.snd_nxt;
+        }
+        let flags = ACK | if len > 0 { PSH } else { 0 } | if ends_here { FIN } else { 0 };
+        let fields = Fields { seq: from, ack: self.rcv_nxt, flags, window: self.window(core) };
+        self.said_ack();
         Some(self.payload(ends, core, room, &fields, len))
+    }
+
+    /// Look at the socket's data from `from` on.
+    fn look(&mut self, core: &mut Core, from: u32, out: &mut [u8]) -> io::Result<usize> {
+        let Some(socket) = &self.socket else { return Err(io::ErrorKind::WouldBlock.into()) };
+        let offset = from.wrapping_sub(self.snd_una) as usize;
+        if !core.peek_off {
+            return socket.peek_behind(offset, &mut core.waste, out);
+        }
+        if self.peeked != from {
+            socket.peek_from(offset);
+            self.peeked = from;
+        }
+        let len = socket.peek(out)?;
+        self.peeked = from.wrapping_add(len as u32);
+        Ok(len)
+    }
+
+    /// A segment that goes out acknowledges as well; but what lies beyond a hole is said by an ACK alone.
+    fn said_ack(&mut self) {
+        if !self.has_hole() {
+            self.flags &= !flag::SAY_ACK;
+        }
     }
 
     /// The most bytes of payload for one frame: whole segments of the guest's, but for its last.
@@ -163,7 +217,7 @@ impl Tcp {
             return None;
         }
         let (flight, mut usable) = (self.flight(), self.usable());
-        if self.is(flag::PROBE) {
+        if self.is(flag::PROBE) && flight == 0 {
             self.flags &= !flag::PROBE;
             usable = usable.max(1);
         }
@@ -178,12 +232,14 @@ impl Tcp {
             return None; // no silly windows: RFC 9293, 3.8.6.2.1
         }
         let at = wire::headers_len(ends.guest.ip) + HEADER;
-        let mss = u32::from(self.mss);
-        let want = if usable > mss { usable - usable % mss } else { usable } as usize;
-        let want = want.min(self.frame_most(at));
-        let socket = self.socket.as_ref()?;
-        let len = match look(socket, core, flight as usize, &mut room.frame()[at..at + want]) {
-            Ok(0) => return self.fin(core, ends, room),
+        let want = whole(usable as usize, self.mss).min(self.frame_most(at));
+        let before = self.snd_nxt;
+        let len = match self.look(core, before, &mut room.frame()[at..at + want]) {
+            Ok(0) if self.is(flag::FIN_SENT) => {
+                self.flags &= !flag::READABLE;
+                return None;
+            }
+            Ok(0) => return Some(self.fin(core, ends, room)),
             Ok(len) => len,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                 self.flags &= !flag::READABLE;
@@ -195,43 +251,52 @@ impl Tcp {
                 return None;
             }
         };
-        let before = self.snd_nxt;
-        if before != self.snd_max {
-            self.resent = self.resent.saturating_add(1);
-        }
         let fields = Fields { seq: before, ack: self.rcv_nxt, flags: ACK | PSH, window: self.window(core) };
         self.snd_nxt = before.wrapping_add(len as u32);
-        self.flags &= !(flag::SAY_ACK | flag::STALLED);
+        self.flags &= !flag::STALLED;
+        self.said_ack();
         self.sent(core, before);
         Some(self.payload(ends, core, room, &fields, len))
     }
 
     /// The socket's data is at its end, and all of it was sent.
-    fn fin(&mut self, core: &mut Core, ends: &Ends, room: &mut Room) -> Option<usize> {
-        self.flags |= flag::HOST_END;
-        if self.is(flag::FIN_SENT) && self.snd_nxt == self.snd_max {
-            self.flags &= !flag::READABLE;
-            return None;
+    fn fin(&mut self, core: &mut Core, ends: &Ends, room: &mut Room) -> usize {
+        self.flags = (self.flags | flag::FIN_SENT) & !(flag::READABLE | flag::STALLED);
+        if self.is(flag::GUEST_FIN) {
+            self.flags |= flag::KNOWN;
         }
-        self.flags = (self.flags | flag::FIN_SENT) & !(flag::READABLE | flag::SAY_ACK | flag::STALLED);
         let before = self.snd_nxt;
         let fields = Fields { seq: before, ack: self.rcv_nxt, flags: ACK | FIN, window: self.window(core) };
         self.snd_nxt = before.wrapping_add(1);
+        self.said_ack();
         self.sent(core, before);
-        Some(self.segment(ends, core, room, &fields, 0))
+        self.segment(ends, core, room, &fields, 0, 0)
     }
 
     fn ack(&mut self, core: &mut Core, ends: &Ends, room: &mut Room) -> usize {
         let repeated = !self.is(flag::SAY_ACK) && self.more_acks > 0;
         let window = if repeated {
             self.more_acks -= 1; // the guest counts only what says the very same
-            (self.rcv_edge.wrapping_sub(self.rcv_nxt) >> self.scale()).min(65_535) as u16
+            self.told()
         } else {
             self.window(core)
         };
-        let seq = if self.is(flag::KEEPALIVE) { self.snd_nxt.wrapping_sub(1) } else { self.snd_max };
+        let seq = if self.is(flag::KEEPALIVE) { self.snd_nxt.wrapping_sub(1) } else { self.snd_nxt };
+        let mut options = 0;
+        if self.has_hole() {
+            let at = wire::headers_len(ends.guest.ip) + HEADER;
+            let blocks = self.held.blocks(self.rcv_nxt);
+            let frame = room.frame();
+            frame[at..at + 4].copy_from_slice(&[1, 1, 5, 2 + 8 * blocks.len() as u8]); // RFC 2018, 3
+            options = 4;
+            for (from, to) in blocks {
+                put32(frame, at + options, from);
+                put32(frame, at + options + 4, to);
+                options += 8;
+            }
+        }
         self.flags &= !(flag::SAY_ACK | flag::KEEPALIVE);
-        self.segment(ends, core, room, &Fields { seq, ack: self.rcv_nxt, flags: ACK, window }, 0)
+        self.segment(ends, core, room, &Fields { seq, ack: self.rcv_nxt, flags: ACK, window }, options, 0)
     }
 
     /// Is there more room to tell of than was told? An ACK that says nothing new is a sign of loss to the guest.
@@ -243,10 +308,6 @@ impl Tcp {
         self.rcv_edge != told
     }
 
-    fn scale(&self) -> u8 {
-        if self.is(flag::SCALED) { SCALE } else { 0 }
-    }
-
     /// The window as it is told now: what the socket has room for, and never less than was told before.
     fn window(&mut self, core: &mut Core) -> u16 {
         let scale = self.scale();
@@ -255,7 +316,7 @@ impl Tcp {
             && !self.is(flag::GUEST_FIN)
         {
             let (room, size) = socket.room();
-            let window = (room / 4 * 3).min(65_535 << scale);
+            let window = (room / 4 * 3).saturating_sub(self.pending as usize).min(65_535 << scale);
             // A window below a segment is none: RFC 9293, 3.8.6.2.2.
             let window = if window < 2048.min(size / 4) { 0 } else { window as u32 };
             let edge = self.rcv_nxt.wrapping_add(window >> scale << scale);
@@ -267,14 +328,17 @@ impl Tcp {
                 core.watch_room(socket, self.token);
             }
         }
-        // Rounded up, lest the edge move back.
-        let window = self.rcv_edge.wrapping_sub(self.rcv_nxt);
-        (window.div_ceil(1 << scale)).min(65_535) as u16
+        self.told()
+    }
+
+    /// The window up to the edge that was told, rounded up lest that move back.
+    fn told(&self) -> u16 {
+        self.rcv_edge.wrapping_sub(self.rcv_nxt).div_ceil(1 << self.scale()).min(65_535) as u16
     }
 
     /// Write a segment with the payload that is in the room already.
     fn payload(&mut self, ends: &Ends, core: &Core, room: &mut Room, fields: &Fields, len: usize) -> usize {
-        let end = self.segment(ends, core, room, fields, len);
+        let end = self.segment(ends, core, room, fields, 0, len);
         if len > self.mss.into() {
             let start = wire::headers_len(ends.guest.ip);
             let is_v4 = wire::v4(ends.guest.ip).is_some();
@@ -290,12 +354,17 @@ impl Tcp {
         end
     }
 
-    /// Write the headers before `len` bytes (options or payload) that are in the room already.
-    fn segment(&self, ends: &Ends, core: &Core, room: &mut Room, fields: &Fields, len: usize) -> usize {
+    /// Write the headers before options, or before `len` bytes of payload, that are in the room already.
+    fn segment(&self, ends: &Ends, core: &Core, room: &mut Room, fields: &Fields, options: usize, len: usize) -> usize {
         let way = self.way(core, ends);
-        let options = if fields.flags & SYN != 0 { len } else { 0 };
-        header(room, &way, (ends.far.port, ends.guest.port), fields, options, len)
+        header(room, &way, (ends.far.port, ends.guest.port), fields, options, options + len)
     }
+}
+
+/// As much of `len` as is whole segments, if it is more than one.
+fn whole(len: usize, mss: u16) -> usize {
+    let mss = usize::from(mss);
+    if len > mss { len - len % mss } else { len }
 }
 
 fn header(room: &mut Room, way: &Way, ports: (u16, u16), fields: &Fields, options: usize, len: usize) -> usize {
@@ -314,6 +383,11 @@ fn header(room: &mut Room, way: &Way, ports: (u16, u16), fields: &Fields, option
     start + HEADER + len
 }
 
+/// Write a RST of a flow that was at these numbers.
+pub fn end(room: &mut Room, way: &Way, ports: (u16, u16), seq: u32, ack: u32) -> usize {
+    header(room, way, ports, &Fields { seq, ack, flags: RST | ACK, window: 0 }, 0, 0)
+}
+
 /// Write a RST that belongs to no flow (RFC 9293, 3.10.7.1).
 pub fn reset(room: &mut Room, way: &Way, ports: (u16, u16), segment: &Segment) -> usize {
     let fields = if segment.flags & ACK != 0 {
@@ -322,9 +396,4 @@ pub fn reset(room: &mut Room, way: &Way, ports: (u16, u16), segment: &Segment) -
         Fields { seq: 0, ack: segment.seq.wrapping_add(segment.space()), flags: RST | ACK, window: 0 }
     };
     header(room, way, ports, &fields, 0, 0)
-}
-
-/// Look at what the socket has behind the first `offset` bytes.
-fn look(socket: &Socket, core: &mut Core, offset: usize, out: &mut [u8]) -> io::Result<usize> {
-    if core.peek_off { socket.peek(out) } else { socket.peek_behind(offset, &mut core.waste, out) }
 }

@@ -17,6 +17,7 @@ use super::config::{HostForward, Target};
 use super::datagram::{self, Beside, UDP_GRO};
 use super::flows::{Endpoint, Id};
 use super::icmp::{self, Trouble};
+use super::shares::Kind;
 use super::socket::{Socket, bind_outbound};
 use super::timer::Alarm;
 use super::wire::{self, Mac, Packet, Room, UDP, Way, put16};
@@ -40,6 +41,8 @@ const EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLET) as u32;
 pub struct Udp {
     socket: Socket,
     mac: Mac,
+    /// Whose share it is.
+    pub owner: Mac,
     listed: bool,
     answered: bool,
     /// Made by hostfwd: it stays.
@@ -234,7 +237,7 @@ impl Network {
             if self.udp.get_mut(id).is_some_and(|(_, udp)| udp.fixed) {
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, "two UDP forwards to one port of a guest"));
             }
-            self.udp.remove(id); // from here on the guest speaks from there as the forward says
+            self.forget_udp(id); // from here on the guest speaks from there as the forward says
         }
         // SAFETY: the new descriptor has one owner.
         let socket = unsafe {
@@ -255,9 +258,14 @@ impl Network {
         let _ = socket.set(libc::SOL_UDP, UDP_GRO, 1); // Linux 5.0
         let used_ms = self.core.now_ms;
         let traffic = Traffic::new(used_ms);
+        let clients = VecDeque::new();
         let udp =
-            Udp { socket, mac, listed: false, answered: false, fixed, clients: VecDeque::new(), used_ms, alarm: Alarm::default(), traffic };
+            Udp { socket, mac, owner: mac, listed: false, answered: false, fixed, clients, used_ms, alarm: Alarm::default(), traffic };
+        if !fixed && !self.shares.allow(mac, Kind::Udp) {
+            return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+        }
         let Some(id) = self.udp.insert(guest, udp) else { return Err(io::Error::from_raw_os_error(libc::ENOBUFS)) };
+        self.shares.take(mac, Kind::Udp);
         let token = id.token(kind::UDP);
         if let Some((_, udp)) = self.udp.get_mut(id) {
             self.core.epoll.add(udp.socket.fd(), EVENTS, token)?;
@@ -388,6 +396,12 @@ impl Network {
         found
     }
 
+    fn forget_udp(&mut self, id: Id) {
+        if let Some((_, udp)) = self.udp.remove(id) {
+            self.shares.give_back(udp.owner, Kind::Udp);
+        }
+    }
+
     pub(super) fn udp_rang(&mut self, id: Id, token: u64) {
         let now_ms = self.core.now_ms;
         let Some((_, udp)) = self.udp.get_mut(id) else { return };
@@ -396,7 +410,7 @@ impl Network {
         }
         let over_ms = udp.used_ms + if udp.answered { ANSWERED_MS } else { UNANSWERED_MS };
         if over_ms <= now_ms {
-            self.udp.remove(id);
+            self.forget_udp(id);
         } else {
             udp.alarm.set(&mut self.core.wheel, token, over_ms);
         }

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use _core::user::config::{Config, Handed, Loopback, Subnet, What};
+use _core::user::config::{Config, Handed, Loopback, What};
 use _core::user::service::Service;
 use _core::user::{Answer, Network};
 
@@ -22,20 +22,8 @@ fn everybody() -> Ipv6Addr {
 }
 
 fn config(handed: Vec<Handed>, service: Option<Service>) -> Config {
-    Config {
-        v4: Some(Subnet { net: v4(0), prefix: 120, host: v4(2), outbound: None }),
-        v6: None,
-        mtu: 0,
-        restrict: true,
-        loopback: Loopback::Only(Vec::new()),
-        interface: String::new(),
-        max_flows: 16,
-        managed: false,
-        resolvers: Vec::new(),
-        guestfwd: Vec::new(),
-        handed,
-        service,
-    }
+    let loopback = Loopback::Only(Vec::new());
+    Config { v6: None, restrict: true, loopback, max_flows: 16, handed, service, ..testing::user_config() }
 }
 
 /// Workers of the guests 1 and 2, of the network and of the service.
