@@ -28,14 +28,20 @@ def lacking(need: str) -> str | None:
     if need == "guests":
         return guests.lacking()
     if need.startswith("/"):
-        return None if os.access(need, os.R_OK | os.W_OK) else f"no {need} for this user"
+        return (
+            None
+            if os.access(need, os.R_OK | (os.W_OK if need.startswith("/dev/") else 0))
+            else f"no {need} for this user"
+        )
     return None if shutil.which(need) else f"no {need} here"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # What labs keep beyond their end is not to meet the next one of the same name, nor what is kept on this machine.
     os.environ["SHARDNET_STATE_DIR"] = tempfile.mkdtemp(prefix="sn")
-    config.addinivalue_line("markers", "needs(*what): root, guests, a program by its name, a device by its path")
+    config.addinivalue_line(
+        "markers", "needs(*what): root, guests, a program by its name, a device or file by its path"
+    )
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -5,6 +5,9 @@ says goes to a file that a failure quotes. Each network device is a `-netdev` st
 eth0, eth1 and so on, in that order. Of vhost-user the string has what its socket's chardev is told, and queues=N; the guest has two
 processors where a device has several queues. An http server serves /srv on every address: a file crosses by wget, and its sha256 is compared.
 With tools it has this host's curl, ping, traceroute and Python too, in /usr/bin, and /probe.py.
+
+With firmware, "bios" or "uefi", it has no kernel: the firmware is to find one on the network, by iPXE in the card's ROM (bios) or by
+itself (uefi). A kernel started with COMMAND_LINE and archive() is the same guest then.
 """
 
 import contextlib
@@ -24,6 +27,7 @@ import deadline
 from guest import initramfs, toolbox
 
 KERNEL = Path(__file__).parents[2] / "build" / "guest"
+OVMF = Path("/usr/share/OVMF")
 BUSYBOX = Path("/bin/busybox")
 QEMU = "qemu-system-x86_64"
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 edd=off mitigations=off audit=0"
@@ -45,6 +49,8 @@ class Guest:
         tools: bool = False,
         more: Sequence[str] = (),
         number: int | None = None,
+        firmware: str = "",
+        model: str = "virtio-net-pci",
     ) -> None:
         self.number = number or next(numbers)
         self.netdevs = list(netdevs)
@@ -52,6 +58,7 @@ class Guest:
         self.memory = memory
         self.tools = tools
         self.more = list(more)  # words for QEMU
+        self.firmware, self.model = firmware, model
         self.sums: dict[str, str] = {}  # of the files that it serves
         self.start()
 
@@ -71,13 +78,10 @@ class Guest:
             "-display",
             "none",
             "-no-reboot",
-            "-M",
-            "pc",
             "-accel",
             "tcg",
         ]
-        options += ["-m", str(self.memory), "-kernel", str(KERNEL / "vmlinuz"), "-initrd", str(_archive(self.tools))]
-        options += ["-append", COMMAND_LINE, "-serial", f"file:{self.console}", "-serial", "stdio"]
+        options += [*self._beginning(), "-m", str(self.memory), "-serial", f"file:{self.console}", "-serial", "stdio"]
         if any(netdev.startswith("vhost-user,") for netdev in self.netdevs):
             options += ["-object", f"memory-backend-memfd,id=mem,size={self.memory}M,share=on"]
             options += ["-machine", "memory-backend=mem"]
@@ -85,7 +89,9 @@ class Guest:
             options += ["-smp", "2"]
         for nic, netdev in enumerate(self.netdevs):
             kind, _, rest = netdev.partition(",")
-            device = f"virtio-net-pci,netdev=n{nic},mac={self.mac(nic)},romfile="
+            device = f"{self.model},netdev=n{nic},mac={self.mac(nic)}"
+            if self.firmware != "bios":
+                device += ",romfile="
             if kind == "vhost-user":
                 rest, _, queues = rest.partition(",queues=")
                 options += ["-chardev", f"socket,id=c{nic},{rest}"]
@@ -103,10 +109,29 @@ class Guest:
         )
         self.ready = False
 
+    def _beginning(self) -> list[str]:
+        """QEMU's words for what the processor begins with; firmware speaks on the first serial port."""
+        if not self.firmware:
+            return [
+                "-M",
+                "pc",
+                "-kernel",
+                str(KERNEL / "vmlinuz"),
+                "-initrd",
+                str(archive(self.tools)),
+                "-append",
+                COMMAND_LINE,
+            ]
+        if self.firmware == "bios":
+            return ["-M", "pc,graphics=off", "-boot", "n"]
+        variables = shutil.copy(OVMF / "OVMF_VARS_4M.fd", self.console.with_suffix(".fd"))
+        flash = [f"readonly=on,file={OVMF / 'OVMF_CODE_4M.fd'}", f"file={variables}"]
+        return ["-M", "q35", *(word for part in flash for word in ("-drive", f"if=pflash,format=raw,{part}"))]
+
     def run(self, command: str, within: float = 30) -> str:
         """Run one line of shell in the guest and return what it printed; a status other than 0 is a failure."""
         if not self.ready:
-            self._until(b"READY\n", "boot", within=60)
+            self._until(b"READY\n", "boot", within=240 if self.firmware else 60)
             self.ready = True
         assert "\n" not in command
         self.qemu.stdin.write(f"{{ {command} ; }} </dev/null; printf '\\001%d\\002' $?\n".encode())
@@ -195,7 +220,8 @@ def lacking() -> str | None:
 
 
 @functools.cache
-def _archive(tools: bool) -> Path:
+def archive(tools: bool = False) -> Path:
+    """The file of the guests' initramfs, made anew once a run."""
     path = KERNEL / ("initramfs-tools" if tools else "initramfs")
     more = [*toolbox.entries(TOOLS, MODULES), ("probe.py", 0o644 | stat.S_IFREG, PROBE.read_bytes())] if tools else []
     fresh = path.with_suffix(f".{os.getpid()}")  # another run of the tests may be booting from it
