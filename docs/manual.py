@@ -4,7 +4,7 @@
 shardnet(1) is made of the commands' usage texts and of the comments on top of the tools in bin/, shardnet.ini(5) of the
 modules that sections name: their docstrings and the comments on their options. `docs/manual.py` writes the files,
 `docs/manual.py --check` only compares and exits with 1 where one is out of date. The files are kept in the repository,
-for a build runs no program of ours.
+for a build runs no program of ours. netdev.md, the options of QEMU's -netdev, is made beside them.
 """
 
 import inspect
@@ -15,7 +15,9 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARE = ROOT / "install/data/share"
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import netdev as qemu_netdev  # noqa: E402
 
 import shardnet  # noqa: E402
 from shardnet import cli, kinds, lab, manual, options  # noqa: E402
@@ -25,6 +27,7 @@ from shardnet.cli import completion, usage  # noqa: E402
 def pages() -> dict[Path, str]:
     """Every file that is made, by its place."""
     return {
+        ROOT / "docs/netdev.md": qemu_netdev.page(),
         ROOT / "docs/man/shardnet.1": commands_page(),
         ROOT / "docs/man/shardnet.ini.5": lab_page(),
         SHARE / "bash-completion/completions/shardnet": completion.bash(),

@@ -20,6 +20,11 @@ REFUSED = {
     "hubport": "a port of a hub is any port of a [switch NAME] with mode = hub (switch = NAME puts it there)",
     "nic": "a NIC is the guest's side, and it stays with QEMU",
     "none": "no port",
+    "af-xdp": "AF_XDP loses super-frames and is slower than a TAP; put the interface on a bridge, and the lab there by [bridge NAME]",
+    "netmap": "it takes a kernel with netmap; put the interface on a bridge, and the lab there by [bridge NAME]",
+    "vmnet-host": "it is of macOS",
+    "vmnet-shared": "it is of macOS",
+    "vmnet-bridged": "it is of macOS",
     "vhost-vdpa": "the device is handed to the guest by QEMU itself, so no frame passes here",
 }
 

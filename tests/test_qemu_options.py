@@ -1,54 +1,38 @@
-"""Every option of QEMU's -netdev, for the kinds that shardnet has too, is read or refused with a reason."""
+"""Every option of QEMU's -netdev is read, or refused with a reason, and docs/netdev.md says so."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from shardnet import kinds, options
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+import netdev as page  # noqa: E402  docs/netdev.py
 
-INET = (
-    "host",
-    "port",
-    "to",
-    "ipv4",
-    "ipv6",
-    "numeric",
-    "mptcp",
-    "keep-alive",
-    "keep-alive-count",
-    "keep-alive-idle",
-    "keep-alive-interval",
-)
-QEMU = {  # qapi/net.json and qapi/sockets.json, 7.2 to 10.2, as -netdev writes them; of dgram what its manual names
-    "tap": [
-        "ifname",
-        "fd",
-        "fds",
-        "script",
-        "downscript",
-        "br",
-        "helper",
-        "sndbuf",
-        "vnet_hdr",
-        "vhost",
-        "vhostfd",
-        "vhostfds",
-        "vhostforce",
-        "queues",
-        "poll-us",
-    ],
-    "stream": [
-        "server",
-        "reconnect",
-        "reconnect-ms",
-        *(f"addr.{key}" for key in ("type", "path", "abstract", "tight", "str", *INET)),
-    ],
-    "dgram": [f"{end}.{key}" for end in ("local", "remote") for key in ("type", "host", "port", "path", "str")],
-    "vhost-user": ["chardev", "vhostforce", "queues"],
-    "socket": ["fd", "listen", "connect", "mcast", "localaddr", "udp"],
-}
+from shardnet import kinds, lab, netdev  # noqa: E402
+
+HERE = [kind for kind in page.QEMU if kind in kinds.names()]
 
 
-@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in QEMU.items() for key in keys])
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind in HERE for key in page.QEMU[kind].split()])
 def test_an_option_of_qemus_is_known(kind, key):
-    module = kinds.module(kind)
-    read = {options.key_of(field) for field in options.declared(module.Options)}
-    assert (key in read) != (key in module.REFUSED)
+    assert page.is_known(kind, key)
+    assert page.fate(kind, key)
+
+
+@pytest.mark.parametrize("kind", sorted(set(page.QEMU) - set(HERE) - page.LATER))
+def test_a_type_that_is_not_here_is_refused_with_the_reason(kind):
+    with pytest.raises(lab.Wrong) as wrong:
+        netdev.read(f"{kind},id=n0")
+    assert str(wrong.value) == f'--netdev "{kind},id=n0": type = {kind}: {netdev.REFUSED[kind]}'
+
+
+@pytest.mark.needs("qemu-system-x86_64")
+def test_every_type_of_this_qemu_is_in_the_table():
+    said = subprocess.run(
+        ["qemu-system-x86_64", "-netdev", "help"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    ).stdout
+    types = re.findall(r"^[a-z][a-z0-9-]+$", said, re.M)
+    assert len(types) > 5
+    assert set(types) <= page.QEMU.keys()
