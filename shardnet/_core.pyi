@@ -33,6 +33,9 @@ class Arena:
         isolated: bool = False,
         max_macs: int = 0,
         mtu: int = 0,
+        # Faults of the lines to the guest and from it, keys of `shardnet.impairments.line`.
+        out: Mapping[str, int | None] | None = None,
+        inward: Mapping[str, int | None] | None = None,
         behind: int = 0,  # the port whose companion this is: it gets what that hands over, is not flooded to and not learnt
     ) -> None: ...
     def clear_port(self, port: int) -> None:

@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from shardnet import impairments
+
 MISSING = dataclasses.MISSING
 NAME_MAX = 32
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_MAX - 1}}}", re.ASCII)
@@ -125,6 +127,31 @@ class PortOptions:
     isolated: bool = False
     # How many addresses the switch learns behind this port; frames from others are dropped. 0: no limit.
     max_macs: int = option(0, read=between(0, 1 << 18))
+    # How long a frame is under way. This and the following keys hold for both directions, or, written OUT/IN, for what leaves by
+    # the port and for what comes in by it. `shardnet port set` changes them while frames pass.
+    delay: impairments.Each | None = option(None, read=impairments.duration)
+    # By how much the delay varies: at most (uniform), or as a standard deviation. Frames stay in order.
+    jitter: impairments.Each | None = option(None, read=impairments.duration)
+    # How the delay varies; uniform unless given. pareto has a long tail.
+    distribution: impairments.Each | None = option(None, read=impairments.distribution)
+    # How many frames are lost.
+    loss: impairments.Each | None = option(None, read=impairments.part)
+    # How many frames are lost in a row, on average, at the same loss. 0: each is lost or not by itself.
+    loss_burst: impairments.Each | None = option(None, read=impairments.burst)
+    # How many frames come twice.
+    duplicate: impairments.Each | None = option(None, read=impairments.part)
+    # How many frames skip the delay, and so overtake others.
+    reorder: impairments.Each | None = option(None, read=impairments.part)
+    # How many frames have one bit turned, somewhere behind the addresses.
+    corrupt: impairments.Each | None = option(None, read=impairments.part)
+    # How fast frames pass, counted with their Ethernet headers. Super-frames are cut first, as for all of these but delay.
+    bandwidth: impairments.Each | None = option(None, read=impairments.bandwidth)
+    # How much may pass at once after a pause.
+    bandwidth_burst: impairments.Each | None = option(None, read=impairments.size)
+    # How much may wait for the bandwidth; what is more is dropped. Unless given, what it passes in 100 ms, 128K at least.
+    bandwidth_queue: impairments.Each | None = option(None, read=impairments.queue)
+    # Makes a run repeatable: with the same number the same frames are lost, doubled, delayed.
+    seed: int | None = option(None, read=between(0, (1 << 63) - 1))
 
     @property
     def tagged(self) -> Sequence[int] | None:
@@ -144,7 +171,9 @@ class PortOptions:
 
 
 # Keys that the supervisor applies in the arena while the port goes on carrying.
-ARENA_KEYS = frozenset({"switch", "vlan", "trunk", "native", "mtu", "up", "isolated", "max_macs"})
+ARENA_KEYS = frozenset(
+    {"switch", "vlan", "trunk", "native", "mtu", "up", "isolated", "max_macs", "seed", *impairments.KEYS}
+)
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -249,7 +278,10 @@ class _Unread(Exception):
 
 
 def _at_odds(options: Any) -> Iterator[tuple[str, str]]:
-    if not isinstance(options, PortOptions) or options.vlan is None:
+    if not isinstance(options, PortOptions):
+        return
+    yield from impairments.at_odds(options)
+    if options.vlan is None:
         return
     for key in ("trunk", "native"):
         if getattr(options, key) is not None:

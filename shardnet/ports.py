@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from shardnet import _core, lab, switch
+from shardnet import _core, impairments, lab, switch
 
 
 @dataclasses.dataclass(eq=False)
@@ -107,6 +107,9 @@ class Ports:
             # What is handed over may have been put together from fragments.
             mtu=0 if port.behind else given.mtu,
             behind=port.behind.id if port.behind else 0,
+            # What a companion is handed over has been on the port's line out already; what it sends goes past the one in.
+            out=None if port.behind else impairments.line(given, out=True),
+            inward=impairments.line(given, out=False),
         )
 
     def forget(self, port: Port) -> None:

@@ -27,6 +27,7 @@ LAYERS = [
     r"control",
     r"tftp(\..*)?|smb(\..*)?",
     r"options|rundir|title",
+    r"impairments",
     r"_core",
 ]
 SAME = {0, 1, 5, 14, 16}
@@ -94,7 +95,7 @@ CORE = [
     "table",
     "ports|index|bell",
     "offload",
-    "frame",
+    "frame|impair",
     "sys|sync",
 ]
 

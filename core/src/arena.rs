@@ -32,7 +32,7 @@ pub const LANE_LEAST: u64 = 256 << 10;
 pub const LANE_MOST: u64 = 64 << 20;
 
 const MAGIC: u64 = 0x74_65_6e_64_72_61_68_73; // "shardnet", little-endian
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 
 #[repr(C, align(4096))]
 struct Header {

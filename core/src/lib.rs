@@ -7,6 +7,7 @@
 //! Only towards the right. Everything but `python` builds and is tested without Python.
 
 pub mod frame;
+pub mod impair;
 pub mod offload;
 
 pub mod bell;

@@ -6,6 +6,8 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crate::impair;
+
 /// Port ids are below this; 0 is nobody.
 pub const PORTS: usize = 1024;
 
@@ -18,6 +20,9 @@ pub const NOBODY: Port = 0;
 pub const USED: u32 = 1;
 pub const UP: u32 = 2;
 pub const ISOLATED: u32 = 4;
+/// What leaves by the port, or what comes in, goes over a line with faults.
+pub const IMPAIRED_OUT: u32 = 8;
+pub const IMPAIRED_IN: u32 = 16;
 
 /// How a port treats 802.1Q tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +33,13 @@ pub enum Vlan {
     Access(u16),
     /// Tagged with the VLANs of the bitmap; untagged is the native VLAN, or refused where that is 0.
     Trunk { native: u16 },
+}
+
+/// A direction of a port: to its guest, or from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Out,
+    In,
 }
 
 /// Written by the supervisor, but for `macs`.
@@ -48,6 +60,8 @@ pub struct Record {
     /// A bit a worker that captures what passes here.
     pub mirror: AtomicU64,
     pub trunk: [AtomicU64; 64],
+    /// The faults of the line that leads out, and of the one that leads in (`impair::Settings`).
+    pub impair: [[AtomicU64; impair::WORDS]; 2],
 }
 
 impl Record {
@@ -75,6 +89,17 @@ impl Record {
             1 => Vlan::Access(vid),
             _ => Vlan::Trunk { native: vid },
         }
+    }
+
+    pub fn configure_line(&self, way: Way, settings: &impair::Settings) {
+        for (word, value) in self.impair[way as usize].iter().zip(settings.words()) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    pub fn line(&self, way: Way) -> impair::Settings {
+        let words = &self.impair[way as usize];
+        impair::Settings::read(&std::array::from_fn(|index| words[index].load(Ordering::Relaxed)))
     }
 
     pub fn trunks(&self, vid: u16) -> bool {
@@ -106,9 +131,9 @@ named! {
     RxSuper = "rx_super",
     /// Super-frames given out uncut.
     TxSuper = "tx_super",
-    /// Super-frames cut at this port's egress.
+    /// Super-frames cut at this port's egress, or on its line in.
     Segmented = "segmented",
-    /// Partial checksums completed at this port's egress.
+    /// Partial checksums completed at this port's egress, or on its line in.
     Checksummed = "checksummed",
     /// Flooded frames among those forwarded.
     Flooded = "flooded",
@@ -147,6 +172,10 @@ named! {
     LaneFull = "lane_full",
     /// No memory for a lane (/dev/shm is full).
     NoMemory = "no_memory",
+    /// Lost on purpose, by the port's line in.
+    ImpairLoss = "impair_loss",
+    /// More than the port's line in holds.
+    ImpairQueue = "impair_queue",
     /// Taken from the descriptor by a worker that died before it went on.
     WorkerDied = "worker_died",
     TxOversize = "tx_oversize",
@@ -159,6 +188,10 @@ named! {
     TxBadChain = "tx_bad_chain",
     /// The port changed its switch, its VLANs or its isolation while the frame was under way.
     TxChanged = "tx_changed",
+    /// Lost on purpose, by the port's line out.
+    TxImpairLoss = "tx_impair_loss",
+    /// More than the port's line out holds.
+    TxImpairQueue = "tx_impair_queue",
     /// In front of the descriptor of a worker that died. Some of them may have gone.
     TxWorkerDied = "tx_worker_died",
 }
@@ -177,10 +210,10 @@ pub fn total(counters: impl IntoIterator<Item = u64>) -> u64 {
 #[repr(C, align(128))]
 pub struct Cell {
     counters: [AtomicU64; 24],
-    drops: [AtomicU64; 24],
+    drops: [AtomicU64; 40],
 }
 
-const _: () = assert!(COUNTERS.len() <= 24 && CAUSES.len() <= 24);
+const _: () = assert!(COUNTERS.len() <= 24 && CAUSES.len() <= 40);
 
 impl Cell {
     fn bump(word: &AtomicU64, by: u64) {
@@ -244,8 +277,7 @@ mod tests {
     use super::*;
 
     fn cell() -> Cell {
-        let zeros = || std::array::from_fn(|_| AtomicU64::new(0));
-        Cell { counters: zeros(), drops: zeros() }
+        Cell { counters: std::array::from_fn(|_| AtomicU64::new(0)), drops: std::array::from_fn(|_| AtomicU64::new(0)) }
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use crate::arena::{Arena, PORTS, SWITCHES};
+use crate::impair;
 use crate::lane;
-use crate::ports::{self, NOBODY, Port, Vlan, Worker};
+use crate::ports::{self, NOBODY, Port, Vlan, Way, Worker};
 use crate::sys;
 use crate::table::Clock;
 
@@ -21,6 +22,9 @@ pub struct Policy {
     pub mtu: u32,
     /// The port whose companion this one is, or NOBODY.
     pub behind: Port,
+    /// The line to the guest, and the one from it.
+    pub out: impair::Settings,
+    pub inward: impair::Settings,
 }
 
 /// Put the policy of a port in force. A port that leaves its switch is forgotten by the table.
@@ -37,7 +41,14 @@ pub fn configure_port(arena: &Arena, port: Port, policy: &Policy) {
     record.max_macs.store(policy.max_macs, Ordering::Relaxed);
     record.mtu.store(policy.mtu, Ordering::Relaxed);
     record.behind.store(policy.behind.into(), Ordering::Relaxed);
-    let flags = ports::USED | if policy.up { ports::UP } else { 0 } | if policy.isolated { ports::ISOLATED } else { 0 };
+    record.configure_line(Way::Out, &policy.out);
+    record.configure_line(Way::In, &policy.inward);
+    let flag = |bit, is_set| if is_set { bit } else { 0 };
+    let flags = ports::USED
+        | flag(ports::UP, policy.up)
+        | flag(ports::ISOLATED, policy.isolated)
+        | flag(ports::IMPAIRED_OUT, !policy.out.is_plain())
+        | flag(ports::IMPAIRED_IN, !policy.inward.is_plain());
     record.flags.store(flags, Ordering::Release);
     arena.advance();
 }

@@ -5,7 +5,7 @@
 use crate::arena::{Arena, PORTS, SWITCHES};
 use crate::frame;
 use crate::lane::TAGGED;
-use crate::ports::{Cause, ISOLATED, NOBODY, Port, UP, USED, Vlan, Worker};
+use crate::ports::{Cause, IMPAIRED_IN, IMPAIRED_OUT, ISOLATED, NOBODY, Port, UP, USED, Vlan, Worker};
 use std::sync::atomic::Ordering;
 
 /// In a record's VLAN beside TAGGED: the tag says VID 0 and the VLAN is the port's own.
@@ -30,6 +30,9 @@ pub struct Config {
     pub used: bool,
     pub up: bool,
     pub isolated: bool,
+    /// Its line out, or its line in, has faults.
+    pub impaired_out: bool,
+    pub impaired_in: bool,
     pub worker: Worker,
     pub switch: usize,
     pub vlan: Vlan,
@@ -44,6 +47,8 @@ const NOT_USED: Config = Config {
     used: false,
     up: false,
     isolated: false,
+    impaired_out: false,
+    impaired_in: false,
     worker: 0,
     switch: 0,
     vlan: Vlan::Plain,
@@ -114,6 +119,8 @@ fn config_of(arena: &Arena, port: Port) -> Config {
         used: true,
         up: flags & UP != 0,
         isolated: flags & ISOLATED != 0,
+        impaired_out: flags & IMPAIRED_OUT != 0,
+        impaired_in: flags & IMPAIRED_IN != 0,
         worker: record.worker.load(Ordering::Relaxed) as Worker & 63,
         switch: record.switch.load(Ordering::Relaxed) as usize & (SWITCHES - 1),
         vlan: record.vlan(),

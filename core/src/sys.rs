@@ -4,7 +4,7 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 /// What `epoll_wait` says of one descriptor: the token given to `Epoll::add` and EPOLL* bits.
@@ -299,5 +299,38 @@ impl Drop for Epoll {
     fn drop(&mut self) {
         // SAFETY: the descriptor is ours and closed once.
         unsafe { libc::close(self.0) };
+    }
+}
+
+/// A timerfd of CLOCK_MONOTONIC.
+pub struct Timer(OwnedFd);
+
+impl Timer {
+    pub fn new() -> io::Result<Timer> {
+        // SAFETY: no memory is involved; the new descriptor has one owner.
+        unsafe {
+            let fd = check(libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC))?;
+            Ok(Timer(OwnedFd::from_raw_fd(fd)))
+        }
+    }
+
+    /// It went off: until it is set again it is quiet.
+    pub fn hush(&self) {
+        let mut times = 0u64;
+        // SAFETY: eight writable bytes.
+        unsafe { libc::read(self.fd(), (&raw mut times).cast(), 8) };
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    /// Ring once at a time of CLOCK_MONOTONIC.
+    pub fn set(&self, at_ns: u64) {
+        let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let at = libc::timespec { tv_sec: (at_ns / 1_000_000_000) as _, tv_nsec: (at_ns % 1_000_000_000).max(1) as _ };
+        let spec = libc::itimerspec { it_interval: none, it_value: at };
+        // SAFETY: `spec` is readable.
+        unsafe { libc::timerfd_settime(self.fd(), libc::TFD_TIMER_ABSTIME, &spec, ptr::null_mut()) };
     }
 }

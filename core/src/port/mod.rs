@@ -139,6 +139,14 @@ pub struct Bench {
     scratch: Box<offload::Scratch>,
 }
 
+impl Bench {
+    /// A copy of the frame as it leaves.
+    pub fn copied(&mut self, piece: &Piece) -> &[u8] {
+        let len = piece.copy(&mut self.frame);
+        &self.frame[..len]
+    }
+}
+
 impl Default for Bench {
     fn default() -> Bench {
         Bench { frame: vec![0; FRAME_MOST + 2 * frame::TAG].into_boxed_slice(), scratch: Box::new([0; offload::HEADERS_MAX]) }
@@ -148,7 +156,18 @@ impl Default for Bench {
 /// Hand out `piece` as frames that ask for nothing: whole, or cut and summed in private memory.
 ///
 /// `emit` gets a frame in two parts. Counts what had to be done.
-pub fn finish(piece: &Piece, cell: &Cell, bench: &mut Bench, mut emit: impl FnMut(&[u8], &[u8])) -> Result<(), Refusal> {
+pub fn finish(piece: &Piece, cell: &Cell, bench: &mut Bench, emit: impl FnMut(&[u8], &[u8])) -> Result<(), Refusal> {
+    finish_as(Counter::Offered, piece, cell, bench, emit)
+}
+
+/// The same for a frame that was counted there, as each of those it stands for is.
+pub fn finish_as(
+    counted: Counter,
+    piece: &Piece,
+    cell: &Cell,
+    bench: &mut Bench,
+    mut emit: impl FnMut(&[u8], &[u8]),
+) -> Result<(), Refusal> {
     let header = piece.vnet_out();
     let len = piece.copy(&mut bench.frame);
     let frames =
@@ -158,7 +177,7 @@ pub fn finish(piece: &Piece, cell: &Cell, bench: &mut Bench, mut emit: impl FnMu
     } else {
         cell.add(Counter::Checksummed, 1);
     }
-    cell.add(Counter::Offered, frames.saturating_sub(1) as u64);
+    cell.add(counted, frames.saturating_sub(1) as u64);
     Ok(())
 }
 

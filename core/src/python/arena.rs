@@ -8,6 +8,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::arena::{self, PORTS, SWITCHES, WORKERS};
+use crate::impair::Settings;
 use crate::ports::{self, CAUSES, COUNTERS, FIRST_EGRESS, NOBODY, Port, Vlan, Worker};
 use crate::repair::{self, Policy};
 
@@ -66,7 +67,7 @@ impl Arena {
     }
 
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
-    #[pyo3(signature = (port, *, worker, switch, up = true, access = 0, trunk = None, native = 0, isolated = false, max_macs = 0, mtu = 0, behind = 0))]
+    #[pyo3(signature = (port, *, worker, switch, up = true, access = 0, trunk = None, native = 0, isolated = false, max_macs = 0, mtu = 0, behind = 0, out = None, inward = None))]
     fn configure_port(
         &self,
         port: usize,
@@ -80,6 +81,8 @@ impl Arena {
         max_macs: u32,
         mtu: u32,
         behind: usize,
+        out: Option<Line>,
+        inward: Option<Line>,
     ) -> PyResult<()> {
         let (access, native) = (vlan_of(access, "access")?, vlan_of(native, "native")?);
         let vlan = match (&trunk, access) {
@@ -91,7 +94,20 @@ impl Arena {
         let trunk = trunk.unwrap_or_default();
         trunk.iter().try_for_each(|&vid| vlan_of(vid, "trunk").map(drop))?;
         let behind = if behind == 0 { NOBODY } else { port_of(behind)? };
-        let policy = Policy { worker: worker_of(worker)?, switch: switch_of(switch)?, up, vlan, trunk, isolated, max_macs, mtu, behind };
+        let [out, inward] = [out, inward].map(|line| line.map_or(Settings::default(), Settings::from));
+        let policy = Policy {
+            worker: worker_of(worker)?,
+            switch: switch_of(switch)?,
+            up,
+            vlan,
+            trunk,
+            isolated,
+            max_macs,
+            mtu,
+            behind,
+            out,
+            inward,
+        };
         repair::configure_port(self.inner, port_of(port)?, &policy);
         Ok(())
     }
@@ -195,6 +211,46 @@ impl Arena {
     fn sums_of_drops(&self, port: Port) -> Vec<u64> {
         let sum = |index: usize| ports::total(self.inner.workers().map(|worker| self.inner.cell(worker, port).dropped(index)));
         (0..CAUSES.len()).map(sum).collect()
+    }
+}
+
+/// The faults of a line, as Python says them.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Line {
+    delay_ns: u64,
+    jitter_ns: u64,
+    distribution: u64,
+    loss: u64,
+    loss_burst: u64,
+    duplicate: u64,
+    reorder: u64,
+    corrupt: u64,
+    rate_bps: u64,
+    rate_burst: u64,
+    queue_frames: u64,
+    queue_bytes: u64,
+    seed: Option<u64>,
+}
+
+impl From<Line> for Settings {
+    fn from(line: Line) -> Settings {
+        Settings::read(&[
+            line.delay_ns,
+            line.jitter_ns,
+            line.distribution,
+            line.loss,
+            line.loss_burst,
+            line.duplicate,
+            line.reorder,
+            line.corrupt,
+            line.rate_bps,
+            line.rate_burst,
+            line.queue_frames,
+            line.queue_bytes,
+            line.seed.is_some().into(),
+            line.seed.unwrap_or(0),
+        ])
     }
 }
 

@@ -8,7 +8,7 @@ use crate::frame;
 use crate::lane::{CLAIM, FORWARD, FRAME_LEAST, FRAME_MOST, HEADROOM, Label, MIRROR_IN, RECORD_HEADER, TAGGED};
 use crate::offload::{GSO_NONE, VnetHeader};
 use crate::port::{Piece, Refusal, capture, stream, tap};
-use crate::ports::{Cause, Counter, NOBODY, Port, Worker};
+use crate::ports::{self, Cause, Counter, NOBODY, Port, Worker};
 use crate::switch::{self, Config, Edit};
 use crate::sys;
 use crate::table::{Heard, Key};
@@ -203,6 +203,15 @@ impl Shard {
         if !matches!(carried.engine, Engine::Dgram(_)) {
             cell.add(Counter::RxTaken, 1); // a datagram was counted with its batch
         }
+        if self.delays_in(carried.port, arrival.len) {
+            return self.delay(carried.port, ports::Way::In, &Piece { frame: arrival.frame, len: arrival.len, edit: Edit::Keep });
+        }
+        self.carry(carried, arrival);
+    }
+
+    /// Carry a frame on that has come in.
+    pub(super) fn carry(&mut self, carried: &mut Carried, arrival: Arrival) {
+        let cell = self.arena.cell(self.me, carried.port);
         match self.forward(carried, arrival) {
             Ok(counter) => {
                 cell.add(counter, 1);
@@ -352,7 +361,8 @@ impl Shard {
 
     /// Is the port's descriptor lent to us, with nothing of ours before it in the lane to `worker`?
     fn may_write(&mut self, to: Port, worker: Worker) -> bool {
-        self.ports[usize::from(to)].as_ref().is_some_and(|to| to.lent)
+        !self.view.ports[usize::from(to)].impaired_out
+            && self.ports[usize::from(to)].as_ref().is_some_and(|to| to.lent)
             && self.producers[usize::from(worker)].as_mut().is_none_or(|lane| lane.is_empty())
     }
 
@@ -481,6 +491,14 @@ impl Shard {
     /// A frame is handed to a port that this worker can write to; what becomes of it is counted there.
     pub(super) fn deliver(&mut self, to: Port, piece: &Piece) {
         self.arena.cell(self.me, to).add(Counter::Offered, 1);
+        if self.view.ports[usize::from(to)].impaired_out {
+            return self.delay(to, ports::Way::Out, piece);
+        }
+        self.give(to, piece);
+    }
+
+    /// Give a frame that was counted as offered to the port's engine.
+    pub(super) fn give(&mut self, to: Port, piece: &Piece) {
         if let Err(refusal) = self.egress(to, piece) {
             let cause = match refusal {
                 Refusal::Drop(cause) => cause,
@@ -495,7 +513,7 @@ impl Shard {
 
 impl Carried {
     /// Did all recent frames go one way?
-    fn is_steady(&self) -> bool {
+    pub(super) fn is_steady(&self) -> bool {
         self.history & STEADY == STEADY
     }
 

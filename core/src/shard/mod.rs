@@ -2,7 +2,7 @@
 //!
 //! A turn of the loop goes the way of a frame: drain the lanes that come in (egress.rs), read the descriptors that are
 //! ready (ingress.rs), write out what engines have gathered, show other workers what was put into their lanes. A turn
-//! takes at most `BURST` frames from each source. With nothing left to do the worker says that it sleeps, looks once
+//! takes at most `BURST` frames from each source. Frames that are late on purpose come in between (impaired.rs). With nothing left to do the worker says that it sleeps, looks once
 //! more, and blocks in epoll; its doorbell is one of the descriptors there.
 //!
 //! Back pressure: a port whose recent frames all went to one place is *held*, that is not read, while that place has no
@@ -11,6 +11,7 @@
 
 mod egress;
 mod handover;
+mod impaired;
 mod ingress;
 mod vhost;
 
@@ -28,6 +29,7 @@ use crate::sys::{self, Epoll, Ready};
 use crate::table::{Clock, Key};
 use crate::user::{Answer, Network};
 use handover::Handed;
+use impaired::Lines;
 
 const BURST: usize = 64;
 const HOLD_MOST_NS: u64 = 100_000_000;
@@ -90,6 +92,7 @@ struct Novelty {
 const BELL: u64 = 1 << 32;
 const WATCH: u64 = 2 << 32;
 const PORT: u64 = 3 << 32;
+const TIMER: u64 = 4 << 32;
 
 pub struct Shard {
     arena: &'static Arena,
@@ -117,6 +120,7 @@ pub struct Shard {
     /// Services with datagrams for Python.
     mail: Vec<Port>,
     handed: Handed,
+    lines: Lines,
 }
 
 impl Shard {
@@ -161,6 +165,7 @@ impl Shard {
             news: Vec::new(),
             mail: Vec::new(),
             handed: Handed::default(),
+            lines: Lines::default(),
             bells,
         })
     }
@@ -305,6 +310,7 @@ impl Shard {
         let cell = self.arena.cell(self.me, carried.port);
         cell.drop(Cause::Down, carried.pending() as u64);
         cell.drop(Cause::TxDown, carried.queued() as u64);
+        self.clear_lines(carried);
         let other = |&port: &Port| port != carried.port;
         self.own.retain(other);
         self.readable.retain(other);
@@ -356,11 +362,14 @@ impl Shard {
         let beat = &self.arena.worker(self.me).beat.0;
         beat.store(beat.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.now_s = sys::now_s();
-        self.view.refresh(self.arena);
         self.nap = false;
+        if self.view.refresh(self.arena) {
+            self.change_lines();
+        }
         self.review_held();
         let mut busy = self.drain_lanes();
         busy |= self.read_ports();
+        busy |= self.release_due();
         self.flush();
         // What was written out has made room: a port that waited for it is read at once, and not after a nap.
         self.review_held();
@@ -369,6 +378,9 @@ impl Shard {
 
     fn wait(&mut self, busy: bool, left: Option<Duration>) -> io::Result<()> {
         let mut ready = [Ready { events: 0, u64: 0 }; 64];
+        if !busy {
+            self.lines.set_timer(&self.epoll)?;
+        }
         let sleeping = &self.arena.worker(self.me).sleeping;
         let mut timeout_ms = 0;
         if !busy {
@@ -386,6 +398,7 @@ impl Shard {
             let (kind, id) = (event.u64 & !0xffff_ffff, event.u64 as u32);
             match kind {
                 BELL => {}
+                TIMER => self.lines.hush_timer(),
                 WATCH => self.news.push(News::Ready(id as RawFd)),
                 _ => self.wake(id as Port, event.events),
             }

@@ -14,11 +14,12 @@ use super::ledger::Orphan;
 use super::limits::Limits;
 use super::neighbours::Neighbours;
 use super::segment::{RST, Segment};
-use super::socket::{Socket, Timer};
+use super::socket::Socket;
 use super::timer::Wheel;
 use super::wire::{self, Mac, Room, Way};
 use super::{arp, icmp, ndp, tcp_out};
 use crate::lane::VNET_LEN;
+use crate::sys::Timer;
 use crate::sys::{self, Epoll};
 
 /// Small frames that wait; beyond, they are lost, as they may be.
@@ -86,7 +87,7 @@ impl Core {
             return;
         }
         self.timer_at_ms = at_ms;
-        self.timer.set(at_ms - self.skew_ms);
+        self.timer.set((at_ms - self.skew_ms) * 1_000_000);
     }
 
     /// RFC 6528: a clock of 4 us and a keyed hash of both ends.

@@ -1,7 +1,7 @@
 //! Sockets of the host, one a flow: the system calls that the user-mode network is made of.
 //!
 //! For seccomp: socket, bind, connect, listen (by Python), accept4, sendmsg, recvmsg, recvfrom, shutdown, getsockopt,
-//! setsockopt, getsockname, close, and for the network itself epoll_*, timerfd_*.
+//! setsockopt, getsockname, close, and for the network itself epoll_*.
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -294,37 +294,4 @@ pub fn bind_outbound(socket: &Socket, from: Option<Ipv6Addr>, interface: &str) -
         socket.bind(&Name::of(Endpoint { ip, port: 0 }))?;
     }
     Ok(())
-}
-
-/// A timerfd of CLOCK_MONOTONIC.
-pub struct Timer(OwnedFd);
-
-impl Timer {
-    pub fn new() -> io::Result<Timer> {
-        // SAFETY: no memory is involved; the new descriptor has one owner.
-        unsafe {
-            let fd = check(libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC))?;
-            Ok(Timer(OwnedFd::from_raw_fd(fd)))
-        }
-    }
-
-    /// It went off: until it is set again it is quiet.
-    pub fn hush(&self) {
-        let mut times = 0u64;
-        // SAFETY: eight writable bytes.
-        unsafe { libc::read(self.fd(), (&raw mut times).cast(), 8) };
-    }
-
-    pub fn fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-
-    /// Ring once at a time of CLOCK_MONOTONIC.
-    pub fn set(&self, at_ms: u64) {
-        let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        let at = libc::timespec { tv_sec: (at_ms / 1000) as _, tv_nsec: (at_ms % 1000 * 1_000_000).max(1) as _ };
-        let spec = libc::itimerspec { it_interval: none, it_value: at };
-        // SAFETY: `spec` is readable.
-        unsafe { libc::timerfd_settime(self.fd(), libc::TFD_TIMER_ABSTIME, &spec, ptr::null_mut()) };
-    }
 }

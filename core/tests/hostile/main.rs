@@ -279,6 +279,18 @@ fn region(arena: &Arena, name: &str) -> *mut u8 {
 }
 
 fn configure(arena: &Arena, port: Port, worker: Worker) {
-    let policy = Policy { worker, switch: 0, up: true, vlan: Vlan::Plain, trunk: vec![], isolated: false, max_macs: 0, mtu: 0, behind: 0 };
+    let policy = Policy {
+        worker,
+        switch: 0,
+        up: true,
+        vlan: Vlan::Plain,
+        trunk: vec![],
+        isolated: false,
+        max_macs: 0,
+        mtu: 0,
+        behind: 0,
+        out: Default::default(),
+        inward: Default::default(),
+    };
     repair::configure_port(arena, port, &policy);
 }
