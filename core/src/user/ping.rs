@@ -24,6 +24,7 @@ const IDLE_MS: u64 = 60_000;
 const TTL: u8 = 64;
 const MESSAGE_MOST: usize = 65_515;
 const ERRORS: usize = 16;
+const SUMS: usize = 16;
 
 /// A guest's identifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,6 +42,9 @@ pub struct Ping {
     used_ms: u64,
     alarm: Alarm,
     pub traffic: Traffic,
+    /// Sequence numbers and checksums of the last requests, for errors to quote.
+    sums: [([u8; 2], [u8; 2]); SUMS],
+    next_sum: u8,
 }
 
 impl Ping {
@@ -89,6 +93,10 @@ impl Network {
             let to = Endpoint { ip: to, port: 0 };
             ping.traffic.far = Some(to);
             if attempt == 0 {
+                if let [_, _, sum, sum_low, _, _, seq, seq_low, ..] = *message {
+                    ping.sums[usize::from(ping.next_sum) % SUMS] = ([seq, seq_low], [sum, sum_low]);
+                    ping.next_sum = ping.next_sum.wrapping_add(1);
+                }
                 ping.traffic.from_guest += message.len() as u64;
             }
             // SAFETY: the message is a slice.
@@ -112,7 +120,17 @@ impl Network {
         socket.set(option.0, option.1, 1)?;
         let used_ms = self.core.now_ms;
         let traffic = Traffic::new(used_ms);
-        let ping = Ping { socket, mac, owner: mac, listed: false, used_ms, alarm: Alarm::default(), traffic };
+        let ping = Ping {
+            socket,
+            mac,
+            owner: mac,
+            listed: false,
+            used_ms,
+            alarm: Alarm::default(),
+            traffic,
+            sums: [([0; 2], [0; 2]); SUMS],
+            next_sum: 0,
+        };
         if !self.shares.allow(mac, Kind::Ping) {
             return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
         }
@@ -174,6 +192,10 @@ impl Network {
                 continue;
             }
             put16(&mut data, 4, key.id);
+            let seq = [data[6], data[7]];
+            if let Some((_, sum)) = ping.sums.iter().find(|(of, _)| *of == seq) {
+                data[2..4].copy_from_slice(sum); // as the guest sent it, not as the kernel
+            }
             let config = &self.core.config;
             let Some(host) = config.subnet(key.guest).map(|net| net.host) else { return found };
             let by = failed.by.map_or(host, |by| config.seen(by.ip));
