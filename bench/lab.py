@@ -49,7 +49,8 @@ class Lab:
             ports = self.status()["ports"]
         except corner.Failed:
             return False
-        return len(ports) == self.ports and all(port["state"] in ("up", "waiting") for port in ports)
+        # A section may bring companions: a user-mode network its servers.
+        return len(ports) >= self.ports and all(port["state"] in ("up", "waiting") for port in ports)
 
     def status(self) -> dict[str, Any]:
         environment = [f"{key}={value}" for key, value in self.environment.items()]
