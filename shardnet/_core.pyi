@@ -95,6 +95,40 @@ class Shard:
         whoever sent last. `ignore`: a sockaddr whose datagrams are our own, come back.
         """
 
+    def add_vxlan(
+        self,
+        port: int,
+        fd: int,
+        send_fds: Sequence[int],
+        vni: int,
+        everybody: Sequence[bytes],
+        closed: bool,
+        tags: bool,
+    ) -> None:
+        """Frames in VXLAN (RFC 7348), received from `fd` and sent from `send_fds` by their flows.
+
+        `everybody`: sockaddrs to which goes what is for all or for somebody unknown; `closed`: nobody else is heard. `tags`: 802.1Q tags pass.
+        """
+
+    def add_l2tpv3(
+        self,
+        port: int,
+        fd: int,
+        remote: bytes,
+        head: bytes,
+        expected: bytes,
+        rest: int,
+        *,
+        counter: int | None = None,
+        udp: bool = True,
+        has_ip_header: bool = False,
+    ) -> None:
+        """Frames behind `head`, in which `counter` is where datagrams are counted, to the sockaddr `remote`.
+
+        What comes in has `expected` (session and cookie), then `rest` bytes, before the frame; in front of all of it over `udp` the word with
+        the version, and the IP header where the socket is a raw one of IPv4.
+        """
+
     def add_user(self, port: int, given: Mapping[str, Any]) -> None:
         """A user-mode network. All of the keys are needed:
 

@@ -160,6 +160,10 @@ named! {
     BadOffload = "bad_offload",
     /// Descriptors of a guest's that make no frame.
     BadChain = "bad_chain",
+    /// A tunnel's header that makes no sense.
+    BadHeader = "bad_header",
+    /// Of a VNI, a session or a far end that is not the port's, or with another cookie.
+    Foreign = "foreign",
     /// A tag that the port does not carry.
     Vlan = "vlan",
     /// A new source address over the port's max_macs.
@@ -186,6 +190,8 @@ named! {
     TxOffload = "tx_offload",
     /// Descriptors of a guest's that make no buffer.
     TxBadChain = "tx_bad_chain",
+    /// A tag that may not leave through the port.
+    TxVlan = "tx_vlan",
     /// The port changed its switch, its VLANs or its isolation while the frame was under way.
     TxChanged = "tx_changed",
     /// Lost on purpose, by the port's line out.

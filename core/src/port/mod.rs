@@ -7,6 +7,7 @@ pub mod capture;
 pub mod dgram;
 pub mod stream;
 pub mod tap;
+pub mod tunnel;
 pub mod vhost;
 
 use std::ptr;

@@ -11,6 +11,7 @@ use pyo3::types::PyList;
 use super::arena::{Arena, port_of};
 use crate::arena::WORKERS;
 use crate::port::dgram::{Address, Peer};
+use crate::port::tunnel::{Far, L2tpv3, Tunnel, Vxlan};
 use crate::port::vhost::{Extent, Places};
 use crate::port::{Capture, Dgram, Stream, Vhost};
 use crate::ports::Worker;
@@ -79,6 +80,51 @@ impl Shard {
         let peer = Peer { remote: address(remote, "remote")?, follow, ignore: address(ignore, "ignore")? };
         let send_fd = if send_fd < 0 { fd } else { send_fd };
         Ok(self.inner.add_dgram(port_of(port)?, Dgram::new(fd, send_fd, peer))?)
+    }
+
+    #[allow(clippy::too_many_arguments)] // as Python hands them over
+    fn add_vxlan(
+        &mut self,
+        port: usize,
+        fd: RawFd,
+        send_fds: Vec<RawFd>,
+        vni: u32,
+        everybody: Vec<Vec<u8>>,
+        closed: bool,
+        tags: bool,
+    ) -> PyResult<()> {
+        let refuse = |why| Err(PyValueError::new_err(why));
+        let Some(everybody) = everybody.iter().map(|bytes| Far::new(bytes)).collect::<Option<Vec<_>>>() else {
+            return refuse("a far end is an address of IPv4 or IPv6");
+        };
+        if everybody.is_empty() || send_fds.is_empty() {
+            return refuse("a far end and a socket to send from are needed");
+        }
+        let tunnel = Tunnel::Vxlan(Vxlan::new(vni, everybody, closed, tags));
+        Ok(self.inner.add_dgram(port_of(port)?, Dgram::tunnel(fd, send_fds, None, tunnel))?)
+    }
+
+    #[pyo3(signature = (port, fd, remote, head, expected, rest, *, counter = None, udp = true, has_ip_header = false))]
+    #[allow(clippy::too_many_arguments)] // they are keywords in Python
+    fn add_l2tpv3(
+        &mut self,
+        port: usize,
+        fd: RawFd,
+        remote: Vec<u8>,
+        head: Vec<u8>,
+        expected: Vec<u8>,
+        rest: usize,
+        counter: Option<usize>,
+        udp: bool,
+        has_ip_header: bool,
+    ) -> PyResult<()> {
+        let longest = crate::port::tunnel::HEAD_MOST;
+        if head.len() > longest || expected.len() > longest || rest > longest || counter.is_some_and(|at| at + 4 > head.len()) {
+            return Err(PyValueError::new_err("a header of L2TPv3 is not as long"));
+        }
+        let session = L2tpv3 { head, counter, expected, rest, udp, has_ip_header, count: 0 };
+        let remote = address(Some(remote), "remote")?;
+        Ok(self.inner.add_dgram(port_of(port)?, Dgram::tunnel(fd, vec![fd], remote, Tunnel::L2tpv3(session)))?)
     }
 
     fn add_user(&mut self, port: usize, given: super::user::Given) -> PyResult<()> {

@@ -157,8 +157,12 @@ impl Shard {
         for _ in 0..2 * BURST {
             let Engine::Dgram(dgram) = &mut carried.engine else { return Read::Empty };
             match dgram.peek() {
-                Some((_, 0)) if dgram.is_record_socket() => return Read::Ended(0),
-                Some((frame, len)) => {
+                Some(Ok((_, 0))) if dgram.is_record_socket() => return Read::Ended(0),
+                Some(Err(cause)) => {
+                    self.arena.cell(self.me, carried.port).drop(cause, 1);
+                    dgram.consume();
+                }
+                Some(Ok((frame, len))) => {
                     if self.settle_or_wait(carried, Arrival { frame, len, claimed: None }).is_err() {
                         return Read::Held;
                     }

@@ -577,7 +577,7 @@ impl Carried {
         match &self.engine {
             Engine::Tap(_) | Engine::User(_) | Engine::Vhost(_) => None,
             Engine::Stream(stream) => Some(stream.write_fd),
-            Engine::Dgram(dgram) => Some(dgram.send_fd),
+            Engine::Dgram(dgram) => Some(dgram.send_fd()),
         }
     }
 
