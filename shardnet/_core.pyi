@@ -37,6 +37,8 @@ class Arena:
         out: Mapping[str, int | None] | None = None,
         inward: Mapping[str, int | None] | None = None,
         behind: int = 0,  # the port whose companion this is: it gets what that hands over, is not flooded to and not learnt
+        shards: int = 0,  # over how many shards its frames are spread, itself and companions of it
+        share: int = 0,  # which of those this companion is
     ) -> None: ...
     def clear_port(self, port: int) -> None:
         """Take the port out of the switch, its addresses out of the table, its counters to zero."""
@@ -135,7 +137,9 @@ class Shard:
         `ipv4`, `ipv6`: (network, prefix, host's address, address to bind outgoing sockets to or None) or None; `mtu`: 0 for none;
         `restrict`; `loopback`: ranges of ports, None for all; `interface`: to bind outgoing sockets to, or ""; `max_flows`; `managed`: advertise DHCP; `resolvers`;
         `guestfwd`: (address, port, sockaddr as bytes | command as str) each;
-        `services`: ("tcp" | "udp", address or group, first port, last port, companion's port) or ("neighbours", address, 0, 0, port) each: what is handed over.
+        `services`: ("tcp" | "udp", address or group, first port, last port, companion's port) or ("neighbours", address, 0, 0, port) each: what is handed over;
+        `shards`: the ports over which its flows are spread, or none; `share`: which of them it is, from 0;
+        `links`: where the other shards take calls, as sockaddr, for the first; `calls`: that socket of our own, or None.
         """
 
     def add_service(self, port: int, given: Mapping[str, Any]) -> None:
@@ -197,8 +201,10 @@ class Shard:
     def vhost_announce(self, port: int, mac: bytes) -> None:
         """Have the switch hear a RARP request from this address of six bytes."""
 
-    def add_forward(self, port: int, fd: int, kind: str, guest: str | None, guest_port: int) -> int:
+    def add_forward(self, port: int, number: int, fd: int, kind: str, guest: str | None, guest_port: int) -> int:
         """Give a user-mode network what arrives at a bound (listening) socket, "tcp", "udp" or "unix"; returns the forward's number.
+
+        That is the one given, or where it is taken the next that is free.
 
         The socket stays the caller's, and open until the forward is removed. Without a guest what comes is refused.
         """
@@ -245,6 +251,9 @@ class Shard:
 
 def drop_privileges() -> None:
     """Give up all capabilities and the right to gain any, leave no core, die with the parent (SIGKILL)."""
+
+def share(guest: str, shards: int) -> int:
+    """Which of `shards` has what comes from a guest, but for TCP."""
 
 def process_title(text: str) -> None:
     """Name this process in ps and top; 15 bytes are kept."""

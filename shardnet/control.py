@@ -294,12 +294,19 @@ class Client:
             raise Error(f"{port}: {what}: {why}") from None
 
     def flows(self, port: str) -> Iterator[dict[str, Any]]:
-        """The flows of a user-mode network, asked for as they are read."""
+        """The flows of a user-mode network, or of one of its shards, asked for as they are read."""
         return self.rows(port, "flows")
 
     def forwards(self, port: str) -> list[dict[str, Any]]:
-        """What a user-mode network forwards, with what came by it."""
-        return list(self.rows(port, "forwards"))
+        """What a user-mode network forwards, with what came by it to any of its shards."""
+        shards = [one["name"] for one in self.ports() if one["behind"] == port and one["kind"] == "user"]
+        found: dict[str, dict[str, Any]] = {}
+        for row in (row for name in (port, *shards) for row in self.rows(name, "forwards")):
+            there = found.setdefault(row["rule"], row)
+            if there is not row:
+                sums = {key: there[key] + row[key] for key in ("taken", "refused", "open")}
+                found[row["rule"]] = {**there, **sums, "listens": there["listens"] or row["listens"]}
+        return list(found.values())
 
     def forward_add(self, *rules: str, port: str | None = None) -> dict[str, Any]:
         """Forward as these rules say, all or none: QEMU's hostfwd, or guestfwd with `guestfwd=` in front.

@@ -97,7 +97,8 @@ def _asked(
 
 
 def _network(run: "supervisor.Supervisor", name: str | None) -> ports.Port:
-    found = [port for port in run.ports if not port.plugged and kinds.live(port.section.kind).issuperset(KEYS)]
+    able = [port for port in run.ports if not port.plugged and port.behind is None]
+    found = [port for port in able if kinds.live(port.section.kind).issuperset(KEYS)]
     if name is not None:
         port = run.ports.named(name)
         if port is None:

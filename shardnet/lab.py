@@ -74,6 +74,8 @@ class Section:
     given: Mapping[str, str]
     options: Any
     line: int = 0
+    behind: str = ""  # the port whose companion this is
+    share: int = 0  # which of its shards
 
     def __str__(self) -> str:
         return f"[{self.kind} {self.name}]" if self.name else f"[{self.kind}]"
@@ -160,16 +162,19 @@ def section(kind: str, name: str, given: Mapping[str, str], line: int = 0) -> Se
 def companions(of: Section) -> dict[str, Section]:
     """The sections of the services that stand behind a port, by suffix; raises options.Wrong as `section` does."""
     made = getattr(kinds.module(of.kind), "companions", None)
-    if made is None:
+    if made is None or of.behind:
         return {}
     shared = {key: text for key, text in of.given.items() if key in options.ARENA_KEYS and key != "max_macs"}
+    whole = {key: text for key, text in of.given.items() if key not in (*options.ARENA_KEYS, "shard")}
     found = {}
     for one in made(of.options):
         name = f"{of.name}.{one.suffix}"
         if unnamed(name):
             most = options.NAME_MAX - len(one.suffix) - 1
             raise options.Wrong([options.Mistake("", f"a name too long for its services ({most} characters at most)")])
-        found[one.suffix] = section(one.kind, name, {**shared, **one.given}, of.line)
+        given = {**shared, **(whole if one.given is None else one.given)}
+        made_of = section(one.kind, name, given, of.line)
+        found[one.suffix] = dataclasses.replace(made_of, behind=of.name, share=one.share)
     return found
 
 

@@ -107,8 +107,11 @@ class Ports:
             # What is handed over may have been put together from fragments.
             mtu=0 if port.behind else given.mtu,
             behind=port.behind.id if port.behind else 0,
-            # What a companion is handed over has been on the port's line out already; what it sends goes past the one in.
-            out=None if port.behind else impairments.line(given, out=True),
+            shards=0 if port.behind else getattr(given, "shards", 0),
+            share=port.section.share,
+            # What a service is handed over has been on the port's line out already; what it sends goes past the one in. A shard
+            # gets its frames from where they come in: it has a line like the port's.
+            out=None if port.behind and not port.section.share else impairments.line(given, out=True),
             inward=impairments.line(given, out=False),
         )
 

@@ -41,9 +41,12 @@ class Processes:
         """Give a process a port with what was deposited for it."""
         self.keep(to, port)
         given = {"kind": port.section.kind, "name": port.name, "given": dict(port.section.given)}
+        owner = port.behind or port
         around = {
             "behind": port.behind.name if port.behind else "",
-            "companions": {suffix: one.id for suffix, one in port.companions.items()},
+            "owner": owner.id,
+            "share": port.section.share,
+            "companions": {suffix: one.id for suffix, one in owner.companions.items()},
         }
         to.send({"op": "add", "port": port.id, "prepare": prepare, "plugged": port.plugged, **around, **given})
 

@@ -131,19 +131,19 @@ class Supervisor:
         Its companions follow. Who waits for the port is told when all of them are open.
         """
         self.journal.note("changed", "changed", port=port.name, section=port.title)
-        carries_on = lab.carries_on(port.section, section)
         wanted = lab.companions(section)
         for suffix in [suffix for suffix in port.companions if suffix not in wanted]:
             self.crew.remove(port.companions.pop(suffix), lambda: None)
         kept = [(one, wanted[suffix]) for suffix, one in port.companions.items()]
         added = self.ports.accompany(port, {word: one for word, one in wanted.items() if word not in port.companions})
-        anew = {one: new for one, new in kept if not lab.only_arena(one.section, new)}
-        alters = lab.alters(port.section, section)
-        if not carries_on or (alters and port.state == "failed"):
-            anew[port] = section
-        altered = [port] if alters and port not in anew else []
+        anew, altered = {}, {}
         for one, new in [*kept, (port, section)]:
-            if one not in anew and one not in altered:
+            alters = lab.alters(one.section, new)
+            if not lab.carries_on(one.section, new) or (alters and one.state == "failed"):
+                anew[one] = new
+            elif alters:
+                altered[one] = new
+            else:
                 one.section = new
                 self.ports.configure(one)
         self.outlets.configure(port)
@@ -155,8 +155,8 @@ class Supervisor:
 
         ports.together([*anew, *added, *altered], settled)
         self.crew.add(added)
-        for one in altered:
-            self.crew.alter(one, section)
+        for one, new in altered.items():
+            self.crew.alter(one, new)
         for one, new in anew.items():
             self.crew.reopen(one, new)
 

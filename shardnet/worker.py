@@ -49,7 +49,8 @@ class Place:
         self.watched: dict[int, Callable[[], None]] = {}
         self.timers: set[int] = set()
         self.behind = ""  # the port whose companion this one is
-        self.companions: dict[str, int] = {}  # the ids of its own companions
+        self.owner, self.share = port, 0  # its id, or our own; which of its shards this is
+        self.companions: dict[str, int] = {}  # the ids of the owner's companions, this one among them
         self.counts: dict[str, int] = {}  # of a service
         self.receive: Callable[[Datagrams], None] | None = None
         self._worker = worker
@@ -298,6 +299,7 @@ class Worker:
         place = self.places[port] = Place(self, port, message["kind"], message["name"])
         place.kept = self.kept.pop(port, {})
         place.behind, place.companions = message.get("behind", ""), message.get("companions", {})
+        place.owner, place.share = message.get("owner", port), message.get("share", 0)
         self.attempt(place, self._prepare, place, message)
 
     def _prepare(self, place: Place, message: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ class Place:
         self.desk, self.name, self.port = desk, name, number
         self.run_dir = desk.run_dir
         self.behind, self.counts = "", {}
+        self.owner, self.share = number, 0
         self.companions = collections.defaultdict(lambda: NOBODY)
         self.states = []
         self.lines = []

@@ -43,7 +43,6 @@ HOST, HOST6 = "10.0.2.2", "fec0::2"
             {"guestfwd": "tcp:10.0.2.100:80"},
             "guestfwd = tcp:10.0.2.100:80: tcp:10.0.2.100:80: no [tcp]:ADDRESS:PORT- with tcp:HOST:PORT, unix:/PATH or cmd:COMMAND behind",
         ),
-        ({"shards": "2"}, "shards: one worker carries the network; give other ports a worker of their own with shard"),
     ],
 )
 def test_a_mistake_is_named_with_its_reason(given, message):

@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::net::Ipv6Addr;
+
 /// Length of an untagged Ethernet header.
 pub const HEADER: usize = 14;
 /// What a tag adds to it.
@@ -19,6 +21,9 @@ pub const IPV4: u16 = 0x0800;
 pub const IPV6: u16 = 0x86dd;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+/// Types of ICMPv6 that are neighbour discovery (RFC 4861, 4).
+const NEIGHBOURS: std::ops::RangeInclusive<u8> = 133..=137;
 
 /// Extension headers of IPv6 we are ready to step over; real packets have one or two.
 const EXTENSIONS_MAX: usize = 8;
@@ -144,9 +149,51 @@ pub fn flow_hash(frame: &[u8]) -> u32 {
         return 0;
     };
     let (one_port, other_port) = ports(frame).unwrap_or_default();
+    both((one, one_port), (other, other_port))
+}
+
+/// By what the flows of a user-mode network are spread: TCP by both of its ends, other IP by who sent it.
+///
+/// None for what is of no flow: ARP, neighbour discovery, what is no IP. A fragment has no ports, so TCP in fragments goes as other IP.
+pub fn spread(frame: &[u8]) -> Option<u32> {
+    let (one, other) = ip_addresses(frame)?;
+    match transport(frame) {
+        Some(Transport { protocol: TCP, offset, .. }) => Some(both((one, be16(frame, offset)?), (other, be16(frame, offset + 2)?))),
+        Some(Transport { protocol: ICMPV6, version: 6, offset, .. }) if NEIGHBOURS.contains(frame.get(offset)?) => None,
+        _ => Some(alone(one)),
+    }
+}
+
+/// `spread` of a TCP connection; an address of IPv4 is ::ffff:a.b.c.d.
+pub fn spread_of_ends(one: (Ipv6Addr, u16), other: (Ipv6Addr, u16)) -> u32 {
+    both((word(one.0), one.1), (word(other.0), other.1))
+}
+
+/// `spread` of whatever else comes from an address.
+pub fn spread_of_source(source: Ipv6Addr) -> u32 {
+    alone(word(source))
+}
+
+/// As `ip_addresses` reads it from a header.
+fn word(address: Ipv6Addr) -> u64 {
+    match address.to_ipv4_mapped() {
+        Some(ip) => u32::from(ip).into(),
+        None => {
+            let bits = u128::from(address);
+            mix((bits >> 64) as u64) ^ bits as u64
+        }
+    }
+}
+
+fn alone(address: u64) -> u32 {
+    (mix(address) >> 32) as u32
+}
+
+/// The same number for both directions.
+fn both((one, one_port): (u64, u16), (other, other_port): (u64, u16)) -> u32 {
     // A sum does not mind the order of its terms.
-    let both = mix(one ^ mix(one_port.into())).wrapping_add(mix(other ^ mix(other_port.into())));
-    (mix(both) >> 32) as u32
+    let sum = mix(one ^ mix(one_port.into())).wrapping_add(mix(other ^ mix(other_port.into())));
+    (mix(sum) >> 32) as u32
 }
 
 fn ip_addresses(frame: &[u8]) -> Option<(u64, u64)> {

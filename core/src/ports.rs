@@ -57,6 +57,10 @@ pub struct Record {
     pub macs: AtomicU32,
     /// The port that hands frames over to this one, which then is a companion of that and no port to flood; NOBODY: none.
     pub behind: AtomicU32,
+    /// Over how many shards the frames for this port are spread, itself among them; 0 and 1: it has them all.
+    pub shards: AtomicU32,
+    /// Which of the shards of the port `behind` this is; 0: none of them, but another companion.
+    pub share: AtomicU32,
     /// A bit a worker that captures what passes here.
     pub mirror: AtomicU64,
     pub trunk: [AtomicU64; 64],

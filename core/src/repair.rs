@@ -22,6 +22,9 @@ pub struct Policy {
     pub mtu: u32,
     /// The port whose companion this one is, or NOBODY.
     pub behind: Port,
+    /// Over how many shards its frames are spread, and which of those of `behind` it is.
+    pub shards: u32,
+    pub share: u32,
     /// The line to the guest, and the one from it.
     pub out: impair::Settings,
     pub inward: impair::Settings,
@@ -41,6 +44,8 @@ pub fn configure_port(arena: &Arena, port: Port, policy: &Policy) {
     record.max_macs.store(policy.max_macs, Ordering::Relaxed);
     record.mtu.store(policy.mtu, Ordering::Relaxed);
     record.behind.store(policy.behind.into(), Ordering::Relaxed);
+    record.shards.store(policy.shards, Ordering::Relaxed);
+    record.share.store(policy.share, Ordering::Relaxed);
     record.configure_line(Way::Out, &policy.out);
     record.configure_line(Way::In, &policy.inward);
     let flag = |bit, is_set| if is_set { bit } else { 0 };

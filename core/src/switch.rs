@@ -15,6 +15,11 @@ pub const VID: u16 = 0x0fff;
 /// 01-80-c2-00-00-00 to -0f, the addresses that no bridge forwards (IEEE 802.1D-2004, table 7-10).
 const RESERVED_FIRST: u64 = 0x0180_c200_0000;
 
+/// As much of a frame as says which shard it goes to, zeros where it is shorter.
+pub const HEAD: usize = 128;
+/// The most shards of a port.
+pub const SHARDS: usize = 16;
+
 /// What is done to a frame's tag as it leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Edit {
@@ -41,6 +46,8 @@ pub struct Config {
     pub mirror: u64,
     /// The port whose companion this is, or NOBODY.
     pub behind: Port,
+    /// The place of its shards in the view's `spreads` and one more; 0: it has its frames for itself.
+    spread: u16,
 }
 
 const NOT_USED: Config = Config {
@@ -56,6 +63,7 @@ const NOT_USED: Config = Config {
     max_macs: 0,
     mirror: 0,
     behind: NOBODY,
+    spread: 0,
 };
 
 #[derive(Debug, Clone, Default)]
@@ -72,13 +80,16 @@ pub struct View {
     generation: Option<u64>,
     pub ports: Vec<Config>,
     pub domains: Vec<Domain>,
+    /// The shards of each port whose frames are spread.
+    spreads: Vec<Vec<Port>>,
     /// A bit a worker that captures some port.
     pub captors: u64,
 }
 
 impl Default for View {
     fn default() -> View {
-        View { generation: None, ports: vec![NOT_USED; PORTS], domains: vec![Domain::default(); SWITCHES], captors: 0 }
+        let (ports, domains) = (vec![NOT_USED; PORTS], vec![Domain::default(); SWITCHES]);
+        View { generation: None, ports, domains, spreads: Vec::new(), captors: 0 }
     }
 }
 
@@ -105,7 +116,48 @@ impl View {
                 self.domains[config.switch].members.push(index as Port);
             }
         }
+        self.refresh_spreads(arena);
         true
+    }
+
+    fn refresh_spreads(&mut self, arena: &Arena) {
+        self.spreads.clear();
+        for port in 0..self.ports.len() {
+            let shards = arena.port(port as Port).shards.load(Ordering::Relaxed) as usize;
+            if self.ports[port].used && (2..=SHARDS).contains(&shards) {
+                self.spreads.push(vec![port as Port; shards]);
+                self.ports[port].spread = self.spreads.len() as u16;
+            }
+        }
+        for port in 0..self.ports.len() {
+            let (config, share) = (self.ports[port], arena.port(port as Port).share.load(Ordering::Relaxed) as usize);
+            if config.used
+                && config.behind != NOBODY
+                && let Some(spread) = usize::from(self.ports[usize::from(config.behind)].spread).checked_sub(1)
+                && let Some(place) = self.spreads[spread].get_mut(share).filter(|_| share != 0)
+            {
+                *place = port as Port;
+            }
+        }
+    }
+
+    /// Which port a frame for `to` goes to: one of its shards, where it has any. The first has what belongs to no flow.
+    pub fn shard_of(&self, to: Port, head: impl FnOnce() -> [u8; HEAD]) -> Port {
+        match usize::from(self.ports[usize::from(to)].spread).checked_sub(1) {
+            None => to,
+            Some(spread) => {
+                let shards = &self.spreads[spread];
+                frame::spread(&head()).map_or(to, |hash| shards[hash as usize % shards.len()])
+            }
+        }
+    }
+
+    /// The port that a companion stands behind; any other port itself.
+    pub fn owner(&self, port: Port) -> Port {
+        match self.ports[usize::from(port)].behind {
+            NOBODY => port,
+            behind => behind,
+        }
     }
 }
 
@@ -128,6 +180,7 @@ fn config_of(arena: &Arena, port: Port) -> Config {
         max_macs: record.max_macs.load(Ordering::Relaxed),
         mirror: record.mirror.load(Ordering::Relaxed),
         behind: record.behind.load(Ordering::Relaxed) as Port & (PORTS as Port - 1),
+        spread: 0,
     }
 }
 

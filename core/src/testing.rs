@@ -145,5 +145,6 @@ pub fn user_config() -> Config {
         guestfwd: Vec::new(),
         handed: Vec::new(),
         service: None,
+        spread: Default::default(),
     }
 }

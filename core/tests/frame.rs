@@ -100,6 +100,37 @@ fn both_directions_of_a_flow_hash_alike_and_another_port_does_not() {
     assert_eq!(frame::flow_hash(&arp), frame::flow_hash(&reply));
 }
 
+/// A packet of IPv4 from 10.0.2.15 to 192.0.2.1: its fragment field, its protocol, what it carries.
+fn from_a_guest(fragment: &str, protocol: u8, payload: &str) -> Vec<u8> {
+    framed("0800", &format!("4500 0028 0000 {fragment} 40 {protocol:02x} 0000 0a00020f c0000201 {payload}"))
+}
+
+#[test]
+fn a_network_is_spread_by_connections_and_else_by_who_sends() {
+    let ip = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap().to_ipv6_mapped();
+    let (guest, far) = (ip("10.0.2.15"), ip("192.0.2.1"));
+    let connection = frame::spread_of_ends((guest, 0x1234), (far, 80));
+    let tcp = "1234 0050 00000000 00000000 5010 0000 0000 0000";
+    assert_eq!(frame::spread(&from_a_guest("0000", 6, tcp)), Some(connection));
+    assert_eq!(frame::spread_of_ends((far, 80), (guest, 0x1234)), connection);
+    let alone = frame::spread_of_source(guest);
+    for (fragment, protocol, payload) in [("2000", 6, tcp), ("0001", 6, tcp), ("0000", 17, tcp), ("0000", 17, &tcp[..4]), ("0000", 1, "08")]
+    {
+        assert_eq!(frame::spread(&from_a_guest(fragment, protocol, payload)), Some(alone), "{fragment} {protocol}");
+    }
+    assert_eq!(frame::spread(&framed("0806", "0001 0800 0604 0001")), None);
+    let v6 = |next: u8, payload: &str| {
+        framed(
+            "86dd",
+            &format!("6000 0000 0018 {next:02x} ff fec0000000000000 0000000000000015 fec0000000000000 0000000000000002 {payload}"),
+        )
+    };
+    let (guest, host) = ("fec0::15".parse().unwrap(), "fec0::2".parse().unwrap());
+    assert_eq!(frame::spread(&v6(58, "8700 0000")), None);
+    assert_eq!(frame::spread(&v6(58, "8000 0000")), Some(frame::spread_of_source(guest)));
+    assert_eq!(frame::spread(&v6(6, tcp)), Some(frame::spread_of_ends((guest, 0x1234), (host, 80))));
+}
+
 #[test]
 fn flows_spread_evenly_over_two_shards() {
     let odd = (1024u16..2024)
@@ -122,7 +153,7 @@ proptest! {
         for end in 0..frame.len() {
             let part = &frame[..end];
             let _ = (frame::destination(part), frame::source(part), frame::tag(part), frame::payload(part));
-            let _ = (frame::transport(part), frame::flow_hash(part));
+            let _ = (frame::transport(part), frame::flow_hash(part), frame::spread(part));
         }
     }
 }

@@ -115,7 +115,9 @@ def _configure(lab: control.Client, name: str, ifname: str, wanted: Mapping[str,
     """Be a guest of the user network on the port's switch, as far as the user has not said otherwise."""
     every = lab.ports()
     (own,) = [one for one in every if one["name"] == name]
-    where = next((one for one in every if (one["kind"], one["switch"]) == ("user", own["switch"])), None)
+    where = next(
+        (one for one in every if (one["kind"], one["switch"], one["behind"]) == ("user", own["switch"], "")), None
+    )
     if where is None:
         return
     try:

@@ -18,7 +18,8 @@ Options:
   --no-headers                rows only
   -h, --help                  print this
 
-Without a PORT the flows of every network. GUEST and FAR are both ends as the
+Without a PORT the flows of every network; those of a shard of it (shards = N)
+stand under the shard's name, such as net0.1. GUEST and FAR are both ends as the
 guest sees them, HOST is this host's socket. FROM and TO are bytes of payload
 from the guest and to it, AGE and IDLE seconds; RETX is how often something was
 sent to the guest again. Of UDP, FAR is who was heard or spoken to last; of
@@ -50,7 +51,11 @@ def run(argv: Sequence[str]) -> int:
     limit = usage.number(arguments, "--limit", 0, 1 << 31)
     with control.Client(arguments["--lab"]) as lab:
         ports = lab.ports(*arguments["PORT"])
-        networks = [one["name"] for one in ports if arguments["PORT"] or one["kind"] == "user"]
+        shards = [one for one in lab.ports() if one["kind"] == "user" and one["behind"]]
+        named = [one for one in ports if arguments["PORT"] or (one["kind"] == "user" and not one["behind"])]
+        networks = [
+            name for one in named for name in (one["name"], *(s["name"] for s in shards if s["behind"] == one["name"]))
+        ]
         found: Iterator[Flow] = (
             {"port": name, **flow} for name in networks for flow in lab.flows(name) if wanted(flow)
         )

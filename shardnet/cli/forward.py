@@ -47,7 +47,9 @@ def run(argv: Sequence[str]) -> int:
     name, rules, as_json = arguments["--port"], arguments["RULE"], arguments["--output"] == "json"
     with control.Client(arguments["--lab"]) as lab:
         if arguments["list"]:
-            networks = [name] if name else [one["name"] for one in lab.ports() if one["kind"] == "user"]
+            networks = (
+                [name] if name else [one["name"] for one in lab.ports() if one["kind"] == "user" and not one["behind"]]
+            )
             rows = [{"port": network, **row} for network in networks for row in lab.forwards(network)]
         elif arguments["add"]:
             done = lab.forward_add(*rules, port=name)

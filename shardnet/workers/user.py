@@ -16,21 +16,28 @@ tftp = FOLDER puts a TFTP server at this host's addresses, for machines that boo
 smb = FOLDER an SMB server at 10.0.2.4, whose share qemu is the folder ([smb] says more). Both stay with restrict = on, as in
 QEMU. Ports 65024 to 65535 of UDP at this host's address are the TFTP server's then. Each is a port of its own, NAME.tftp and NAME.smb, in a
 process of its own.
+
+shards = N spreads the guests' flows over N workers: TCP by both ends of a connection, all else by the guest's address, so that
+a guest keeps one port of the outside for each of its UDP ports. Those beyond the first are NAME.1 and so on; flows, forwards and
+services are the same with any number, and max-flows is divided among them. A shard that dies takes its own flows with it.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import ipaddress
 import mmap
 import os
 import re
 import resource
 import socket
+import struct
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from shardnet import addresses, answers, forwards, kinds, options
+from shardnet import _core, addresses, answers, forwards, kinds, options
 from shardnet.dhcp import server, server6, settings
 from shardnet.dns import settings as names
 from shardnet.smb import settings as smb
@@ -51,11 +58,10 @@ LEDGER = "flows"  # name of the deposit that outlives the worker
 RECORD = 64  # bytes of it for a flow
 RESERVED = 256  # descriptors for what is no flow: lanes, doorbells, listening sockets, other ports of the worker
 
-REFUSED = {
-    "shards": "one worker carries the network; give other ports a worker of their own with shard",
-}
 # What is changed while the network carries on, see Port.change.
 LIVE = frozenset({"hostfwd", "guestfwd"})
+SHARDS_MAX = 16
+CALLS = "calls"  # the deposit of a shard's socket where the first one passes connections on
 LEASES = True  # hears of them
 FLOWS_PAGE = 400  # 1 ms of the engine's time, and less than a record of the line
 READS = frozenset({"mtu"})
@@ -150,6 +156,8 @@ class Options(names.Options, settings.Options, tftp.Options, smb.Options):
     smbserver: ipaddress.IPv4Address | None = options.option(None, read=settings.address4)
     # How many TCP connections there may be, and as many ports of UDP.
     max_flows: int = options.option(65_536, key="max-flows", read=options.between(16, 1 << 20))
+    # Over how many workers the flows are spread.
+    shards: int = options.option(1, read=options.between(1, SHARDS_MAX))
     # Where the guests' DNS server is, x.y.2.3 unless given.
     dns: ipaddress.IPv4Address | None = options.option(None, read=settings.address4)
     # And in the IPv6 network, ::3 there unless given.
@@ -216,6 +224,11 @@ class Options(names.Options, settings.Options, tftp.Options, smb.Options):
         return self.dhcpstart or _within(self.network, settings.LEASE4)
 
     @property
+    def flows_each(self) -> int:
+        """How many TCP connections a shard may have."""
+        return -(-self.max_flows // self.shards)
+
+    @property
     def inward(self) -> list[forwards.HostForward]:
         """What hostfwd says, read."""
         return [forwards.host(text) for text in self.hostfwd]
@@ -231,7 +244,9 @@ def _within(network: ipaddress.IPv4Network | None, low: int) -> ipaddress.IPv4Ad
 
 
 def companions(given: Options) -> Iterator[kinds.Companion]:
-    """The services that stand behind the network, and what of its frames is for each."""
+    """Its shards beyond the first; the services that stand behind the network, and what of its frames is for each."""
+    for share in range(1, given.shards):
+        yield kinds.Companion(str(share), "user", None, (), share)
     if given.dhcp:
         yield _dhcp(given)
     if given.echo:
@@ -355,6 +370,8 @@ def _check_forwards(given: Options) -> Iterator[tuple[str, str]]:
             yield "hostfwd", f"{text}: {earlier.here} is forwarded already, by {earlier}"
         inward.append(rule)
         if rule.name:
+            if rule.kind == "udp" and given.shards > 1:
+                yield "hostfwd", f"{text}: with shards a UDP forward goes to an address, and to no name of a lease"
             continue
         guest = rule.guest or given.lease
         its_net = given.network6 if guest is not None and guest.version == 6 else given.network
@@ -411,6 +428,7 @@ class Port:
         self.descriptors = 0
         self.inward: dict[str, Inward] = {}  # by the rule
         self.named: dict[str, forwards.Address] = {}  # the leases
+        self.calls = -1  # of a shard beyond the first: where that one passes connections on
 
     def prepare(self) -> None:
         """Bind what is forwarded from the host, while there may be a right to low ports; make the list of flows."""
@@ -418,10 +436,18 @@ class Port:
             os.close(kept)
         else:
             memory = os.memfd_create(f"shardnet {self.place.name} flows")
-            os.ftruncate(memory, -(-self.options.max_flows * RECORD // mmap.PAGESIZE) * mmap.PAGESIZE)
+            os.ftruncate(memory, -(-self.options.flows_each * RECORD // mmap.PAGESIZE) * mmap.PAGESIZE)
             self.place.deposit(LEDGER, memory)
             os.close(memory)
-        for rule in self.options.inward:
+        if self.place.share:
+            if (kept := self.place.recall(CALLS)) is not None:
+                os.close(kept)
+            else:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as bound:
+                    bound.bind(self._link(self.place.port))
+                    bound.listen(8)
+                    self.place.deposit(CALLS, bound.fileno())
+        for rule in filter(self._has, self.options.inward):
             for key, step in _keys(rule):
                 if (kept := self.place.recall(key)) is not None:
                     os.close(kept)
@@ -431,12 +457,17 @@ class Port:
 
     def open(self) -> None:
         self.descriptors = _descriptors()
-        wanted = 2 * self.options.max_flows
+        wanted = 2 * self.options.flows_each
         if self.descriptors < wanted:
             self.place.log(
                 f"{self.descriptors} flows at most, of TCP and UDP together, instead of {wanted}: each is a descriptor"
                 " (raise the limit: ulimit -Hn, or LimitNOFILE= of the service)"
             )
+        self._close_sockets()
+        if self.place.share:
+            calls = self.place.recall(CALLS)
+            assert calls is not None  # prepare() deposited it
+            self.calls = calls
         ledger = self.place.recall(LEDGER)
         assert ledger is not None  # prepare() deposited it
         try:
@@ -447,7 +478,7 @@ class Port:
 
     def change(self, wanted: Options) -> None:
         """Forward as `wanted` says from now on; what is open stays open. The sockets were bound by prepare()."""
-        rules = {str(rule): rule for rule in wanted.inward}
+        rules = {str(rule): rule for rule in filter(self._has, wanted.inward)}
         for text in [text for text in self.inward if text not in rules]:
             self._end(self.inward.pop(text))
         keys = {key for rule in rules.values() for key, _ in _keys(rule)}
@@ -462,7 +493,8 @@ class Port:
         self.options = wanted
         hosts = " and ".join(str(host) for host in (wanted.host4, wanted.host6) if host is not None)
         told = [f"{one.rule.kind} {one.where} to {self._goal(one.rule)}" for one in self.inward.values()]
-        self.place.state("up", "; ".join([f"this host is {hosts}", *told]))
+        who = f"shard {self.place.share} of {self.place.behind}" if self.place.share else f"this host is {hosts}"
+        self.place.state("up", "; ".join([who, *told]))
 
     def leased(self, what: str, address: str, mac: str, name: str) -> None:
         """Note who has a name; forwards to it follow."""
@@ -479,6 +511,7 @@ class Port:
 
     def close(self) -> None:
         self.place.shard.remove(self.place.port)
+        self._close_sockets()
 
     def asked(self, what: str, args: Mapping[str, Any]) -> dict[str, Any] | list[Any]:
         """network: the addresses, for who wants to be a guest by hand; flows; forwards with what came by them."""
@@ -507,16 +540,20 @@ class Port:
         """A network has no descriptor that could end."""
 
     def _forwards(self) -> list[dict[str, Any]]:
+        """Each shard has a row for every rule, but says only of its own where they listen."""
         counts = self.place.shard.forwards(self.place.port)
         found = []
-        for text, one in self.inward.items():
-            taken, refused, opened = (sum(counts[number][at] for number in one.numbers) for at in range(3))
-            row = {"way": "hostfwd", "rule": text, "listens": one.where, "to": self._goal(one.rule)}
+        for rule in self.options.inward:
+            text, one = str(rule), self.inward.get(str(rule))
+            numbers = one.numbers if one else [_number(key) for key, _ in _keys(rule)]
+            each = [counts.get(number, (0, 0, 0)) for number in numbers]
+            taken, refused, opened = (sum(count[at] for count in each) for at in range(3))
+            row = {"way": "hostfwd", "rule": text, "listens": one.where if one else "", "to": self._goal(rule)}
             found.append({**row, "taken": taken, "refused": refused, "open": opened})
         served = zip(self.options.served, self.place.shard.served(self.place.port), strict=True)
-        for rule, (taken, refused, opened) in served:
-            where = addresses.written(str(rule.address), rule.port)
-            row = {"way": "guestfwd", "rule": str(rule), "listens": where, "to": str(rule).split("-", 1)[1]}
+        for service, (taken, refused, opened) in served:
+            where = addresses.written(str(service.address), service.port)
+            row = {"way": "guestfwd", "rule": str(service), "listens": where, "to": str(service).split("-", 1)[1]}
             found.append({**row, "taken": taken, "refused": refused, "open": opened})
         return found
 
@@ -528,8 +565,9 @@ class Port:
                 fd = self.place.recall(key)
                 assert fd is not None  # prepare() deposited it
                 one.sockets.append(socket.socket(fileno=fd))
+                to = None if guest is None else str(guest)
                 number = self.place.shard.add_forward(
-                    self.place.port, fd, rule.kind, None if guest is None else str(guest), rule.port + step
+                    self.place.port, _number(key), fd, rule.kind, to, rule.port + step
                 )
                 one.numbers.append(number)
         except OSError:
@@ -552,6 +590,20 @@ class Port:
         for one in self.inward.values():
             _close(one)
         self.inward.clear()
+        if self.calls >= 0:
+            os.close(self.calls)
+            self.calls = -1
+
+    def _has(self, rule: forwards.HostForward) -> bool:
+        """Does this shard listen for a rule? The first one does for connections, a guest's own for its datagrams."""
+        if rule.kind != "udp" or self.options.shards == 1:
+            return self.place.share == 0
+        return _core.share(str(rule.guest or self.options.lease), self.options.shards) == self.place.share
+
+    def _link(self, port: int) -> bytes:
+        """The name at which a shard of this network listens: of no file, so it leaves nothing behind."""
+        where = f"{self.place.run_dir} {self.place.owner} {port}"
+        return b"\0shardnet " + hashlib.sha256(where.encode()).hexdigest().encode()
 
     def _guest(self, rule: forwards.HostForward) -> forwards.Address | None:
         """Who a forward goes to now."""
@@ -582,6 +634,8 @@ class Port:
             out = ipaddress.ip_address(given.outbound)
             out4, out6, interface = (str(out) if out.version == 4 else None, str(out) if out.version == 6 else None, "")
         net, net6 = given.network, given.network6
+        shards = [self.place.companions[str(share)] for share in range(1, given.shards)]
+        links = [struct.pack("=H", socket.AF_UNIX) + self._link(port) for port in shards]
         return {
             "ipv4": net and (str(net.network_address), net.prefixlen, str(given.host4), out4),
             "ipv6": net6 and (str(net6.network_address), net6.prefixlen, str(given.host6), out6),
@@ -589,13 +643,17 @@ class Port:
             "restrict": given.restrict,
             "loopback": None if given.host_loopback is None else list(given.host_loopback),
             "interface": interface,
-            "max_flows": given.max_flows,
+            "max_flows": given.flows_each,
             "managed": given.dhcp,
             "sockets": self.descriptors,
             "resolvers": [address for address in given.resolvers if ":" in address],
             "search": list(given.dnssearch) or [name for name in [given.domainname] if name],
             "services": [(*rule, self.place.companions[one.suffix]) for one in companions(given) for rule in one.takes],
             "guestfwd": [_served(one) for one in given.served],
+            "shards": [self.place.owner, *shards] if shards else [],
+            "share": self.place.share,
+            "links": [] if self.place.share else links,
+            "calls": self.calls if self.place.share else None,
         }
 
 
@@ -606,6 +664,11 @@ def _descriptors() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(16, allowed - RESERVED) if allowed != resource.RLIM_INFINITY else sys.maxsize
+
+
+def _number(key: str) -> int:
+    """What a forward is called in the engine of every shard, now and after its death."""
+    return zlib.crc32(key.encode())
 
 
 def _keys(rule: forwards.HostForward) -> list[tuple[str, int]]:

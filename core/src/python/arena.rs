@@ -67,7 +67,7 @@ impl Arena {
     }
 
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
-    #[pyo3(signature = (port, *, worker, switch, up = true, access = 0, trunk = None, native = 0, isolated = false, max_macs = 0, mtu = 0, behind = 0, out = None, inward = None))]
+    #[pyo3(signature = (port, *, worker, switch, up = true, access = 0, trunk = None, native = 0, isolated = false, max_macs = 0, mtu = 0, behind = 0, shards = 0, share = 0, out = None, inward = None))]
     fn configure_port(
         &self,
         port: usize,
@@ -81,6 +81,8 @@ impl Arena {
         max_macs: u32,
         mtu: u32,
         behind: usize,
+        shards: u32,
+        share: u32,
         out: Option<Line>,
         inward: Option<Line>,
     ) -> PyResult<()> {
@@ -105,6 +107,8 @@ impl Arena {
             max_macs,
             mtu,
             behind,
+            shards,
+            share,
             out,
             inward,
         };

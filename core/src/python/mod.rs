@@ -24,5 +24,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<shard::Shard>()?;
     module.add_function(wrap_pyfunction!(process::drop_privileges, module)?)?;
     module.add_function(wrap_pyfunction!(process::process_title, module)?)?;
+    module.add_function(wrap_pyfunction!(user::share, module)?)?;
     Ok(())
 }

@@ -52,6 +52,7 @@ pub fn config(given: Given) -> PyResult<Config> {
         guestfwd: given.tcp.into_iter().map(guestfwd).collect::<PyResult<_>>()?,
         handed: Vec::new(),
         service: Some(service),
+        spread: Default::default(),
     })
 }
 

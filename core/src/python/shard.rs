@@ -237,9 +237,9 @@ impl Shard {
         })
     }
 
-    fn add_forward(&mut self, port: usize, fd: RawFd, kind: &str, guest: Option<&str>, guest_port: u16) -> PyResult<u32> {
+    fn add_forward(&mut self, port: usize, number: u32, fd: RawFd, kind: &str, guest: Option<&str>, guest_port: u16) -> PyResult<u32> {
         let forward = super::user::hostfwd(fd, kind, guest, guest_port)?;
-        Ok(self.network(port)?.add_forward(forward)?)
+        Ok(self.network(port)?.add_forward(number, forward)?)
     }
 
     fn move_forward(&mut self, port: usize, forward: u32, guest: Option<&str>) -> PyResult<()> {

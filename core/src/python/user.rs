@@ -10,6 +10,7 @@ use crate::frame::{TCP, UDP};
 use crate::user::config::{GuestForward, Handed, HostForward, Loopback, Served, Subnet, Transport, What};
 use crate::user::listing::Flow;
 use crate::user::socket::Name;
+use crate::user::spread::Spread;
 use crate::user::{Config, Endpoint};
 
 /// Network, prefix, the host's address in it, the address that outgoing sockets are bound to.
@@ -64,12 +65,20 @@ pub struct Given {
     search: Vec<String>,
     guestfwd: Vec<(String, u16, To)>,
     services: Vec<(String, String, u16, u16, usize)>,
+    shards: Vec<usize>,
+    share: usize,
+    links: Vec<Vec<u8>>,
+    calls: Option<i32>,
+}
+
+fn name(bytes: &[u8]) -> PyResult<Name> {
+    Name::new(bytes).ok_or_else(|| PyValueError::new_err("longer than any address"))
 }
 
 pub fn guestfwd((ip, port, to): (String, u16, To)) -> PyResult<GuestForward> {
     let to = match to {
         To::Command(command) => Served::Command(command),
-        To::Socket(bytes) => Served::Socket(Name::new(&bytes).ok_or_else(|| PyValueError::new_err("longer than any address"))?),
+        To::Socket(bytes) => Served::Socket(name(&bytes)?),
     };
     Ok(GuestForward { at: Endpoint { ip: address(&ip)?, port }, to })
 }
@@ -79,6 +88,12 @@ pub fn hostfwd(fd: i32, kind: &str, guest: Option<&str>, port: u16) -> PyResult<
 }
 
 pub fn config(given: Given) -> PyResult<Config> {
+    let spread = Spread {
+        ports: given.shards.iter().map(|&port| port_of(port)).collect::<PyResult<_>>()?,
+        share: given.share,
+        links: given.links.iter().map(|bytes| name(bytes)).collect::<PyResult<_>>()?,
+        calls: given.calls,
+    };
     Ok(Config {
         v4: given.ipv4.map(subnet).transpose()?,
         v6: given.ipv6.map(subnet).transpose()?,
@@ -96,7 +111,14 @@ pub fn config(given: Given) -> PyResult<Config> {
         guestfwd: given.guestfwd.into_iter().map(guestfwd).collect::<PyResult<_>>()?,
         handed: given.services.iter().map(handed).collect::<PyResult<_>>()?,
         service: None,
+        spread,
     })
+}
+
+/// Which of `shards` has what comes from a guest, but for TCP.
+#[pyfunction]
+pub fn share(guest: &str, shards: u32) -> PyResult<u32> {
+    Ok(crate::frame::spread_of_source(address(guest)?) % shards.max(1))
 }
 
 fn handed((what, at, first, last, to): &(String, String, u16, u16, usize)) -> PyResult<Handed> {

@@ -82,7 +82,7 @@ impl Shard {
         let label = entry.label;
         let Some(&config) = self.view.ports.get(usize::from(label.to)) else { return };
         let edit = switch::leave(self.arena, label.to, config.vlan, label.vlan);
-        let may_meet = !(config.isolated && from.isolated) || config.behind == label.from;
+        let may_meet = !(config.isolated && from.isolated) || self.view.owner(label.to) == self.view.owner(label.from);
         match edit {
             Some(edit) if config.switch == from.switch && may_meet && config.worker == self.me => {
                 self.deliver(label.to, &Piece { frame: entry.frame, len: label.len as usize, edit });

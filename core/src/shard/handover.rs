@@ -1,8 +1,9 @@
-//! Handing over: a port gives a frame that came for it to a companion, a service that answers in its name.
+//! Handing over: a port gives a frame that came for it to a companion, a service that answers in its name or a shard of it.
 //!
-//! The user-mode network owns its services' addresses and knows which frames are theirs (user/config.rs). Such a frame
-//! goes on, uncut, into the lane of the companion's worker, or to its engine where this worker carries it too. It is
-//! copied first: where it lies may be room claimed in that very lane, and copies of a flooded frame are made from it
+//! The user-mode network owns its services' addresses and knows which frames are theirs (user/config.rs), and which are
+//! its other shards' (a frame that was flooded, or is put together from fragments). Such a
+//! frame goes on, uncut, into the lane of the companion's worker, or to its engine where this worker carries it too. It
+//! is copied first: where it lies may be room claimed in that very lane, and copies of a flooded frame are made from it
 //! yet. Until it is in the lane it counts as queued at the port; then as handed over. A full lane, the companion's
 //! worker being dead or late, is a drop at the port, and nobody waits.
 
@@ -75,13 +76,16 @@ impl Shard {
             }
         }
         handed.bytes.clear();
-        self.handed = handed;
+        // Two shards that are just being made anew might disagree about whose a frame is: it is handed over once.
+        for again in mem::replace(&mut self.handed, handed).frames {
+            self.arena.cell(self.me, again.from).drop(Cause::TxChanged, 1);
+        }
     }
 
     fn hand_over_one(&mut self, frame: &Frame, bytes: &[u8]) -> Result<(), Cause> {
         let &Frame { from, to, at, len } = frame;
         let (source, config) = (self.view.ports[usize::from(from)], self.view.ports[usize::from(to)]);
-        if !config.used || config.behind != from {
+        if !config.used || self.view.owner(from) != self.view.owner(to) {
             return Err(Cause::TxChanged);
         }
         let frame = bytes[at - VNET_LEN..].as_ptr().wrapping_add(VNET_LEN);

@@ -249,7 +249,10 @@ impl Shard {
         }
         match target {
             Target::Nobody => Ok(Counter::Filtered),
-            Target::One(to) => self.unicast(carried, to, vlan, arrival),
+            Target::One(to) => {
+                let to = self.view.shard_of(to, || top(&arrival));
+                self.unicast(carried, to, vlan, arrival)
+            }
             Target::All => self.flood(carried, &config, vlan, arrival),
         }
     }
@@ -526,6 +529,13 @@ impl Carried {
         self.history = self.history << 1 | u64::from(same);
         self.way = Some(way);
     }
+}
+
+fn top(arrival: &Arrival) -> [u8; switch::HEAD] {
+    let mut head = [0; switch::HEAD];
+    // SAFETY: the frame has `len` bytes; what is decided on is this copy.
+    unsafe { ptr::copy_nonoverlapping(arrival.frame, head.as_mut_ptr(), arrival.len.min(switch::HEAD)) };
+    head
 }
 
 fn label(from: Port, to: Port, vlan: u16, len: usize) -> Label {

@@ -11,6 +11,7 @@ use std::os::fd::RawFd;
 use super::flows::Endpoint;
 use super::service::Service;
 use super::socket::Name;
+use super::spread::Spread;
 use super::wire::{Mac, Packet, v4};
 use crate::frame::be16;
 use crate::ports::Port;
@@ -118,6 +119,7 @@ pub struct Config {
     pub handed: Vec<Handed>,
     /// The network is that of a service, and of nothing else.
     pub service: Option<Service>,
+    pub spread: Spread,
 }
 
 /// What a guest's packet is to reach.

@@ -17,6 +17,7 @@ use super::datagram;
 use super::flows::{Endpoint, Ends, Id};
 use super::shares::Kind;
 use super::socket::{Name, Socket};
+use super::spread::Call;
 use super::tcp::{State, Tcp, flag};
 use super::{Network, kind};
 use crate::sys;
@@ -24,12 +25,11 @@ use crate::sys;
 /// Connections accepted at one go.
 const BURST: usize = 64;
 /// Where ports for clients without one begin (unix sockets): those that IANA leaves to everybody.
-const EPHEMERAL: u16 = 49_152;
+pub const EPHEMERAL: u16 = 49_152;
 
 /// A forward, and what has come by it.
 pub struct Listener {
     forward: HostForward,
-    next_port: u16,
     taken: u64,
     refused: u64,
     /// Of UDP, while there is a guest: the flow that stands for it.
@@ -47,13 +47,15 @@ pub struct Count {
 }
 
 impl Network {
-    /// Take what comes in at a socket from now on; the number is the forward's name.
-    pub fn add_forward(&mut self, forward: HostForward) -> io::Result<u32> {
+    /// Take what comes in at a socket from now on. Returns the forward's number: this one, or the next that is free.
+    pub fn add_forward(&mut self, number: u32, forward: HostForward) -> io::Result<u32> {
         sys::nonblocking(forward.fd)?;
-        let id = self.last_listener.wrapping_add(1).max(1);
-        self.last_listener = id;
+        let mut id = number.max(1);
+        while self.listeners.contains_key(&id) {
+            id = id.wrapping_add(1).max(1);
+        }
         let guest = forward.guest;
-        let listener = Listener { forward: HostForward { guest: None, ..forward }, next_port: EPHEMERAL, taken: 0, refused: 0, flow: None };
+        let listener = Listener { forward: HostForward { guest: None, ..forward }, taken: 0, refused: 0, flow: None };
         self.core.epoll.add(forward.fd, libc::EPOLLIN as u32, token_of(id))?;
         self.listeners.insert(id, listener);
         if let Err(error) = self.move_forward(id, guest) {
@@ -125,7 +127,12 @@ impl Network {
             let open = open.get(&id).copied().unwrap_or_default();
             Count { id, taken: listener.taken + by_flow, refused: listener.refused, open }
         };
-        self.listeners.iter().map(count).collect()
+        let mut counts: HashMap<u32, Count> = self.listeners.iter().map(count).map(|count| (count.id, count)).collect();
+        // What other shards have accepted is counted where it went, and so is what of a forward that is gone is open.
+        for (&id, &(taken, refused)) in &self.family.passed {
+            counts.insert(id, Count { id, taken, refused, open: open.get(&id).copied().unwrap_or_default() });
+        }
+        counts.into_values().collect()
     }
 
     /// Serve these addresses from now on, and no others; connections that there are go on.
@@ -157,31 +164,42 @@ impl Network {
                 continue;
             }
             let Ok((socket, name)) = Socket::accept_from(forward.fd) else { return };
-            let called = self.call(id, &forward, socket, &name);
-            if let Some(listener) = self.listeners.get_mut(&id) {
+            if let Some(called) = self.call(id, &forward, socket, &name)
+                && let Some(listener) = self.listeners.get_mut(&id)
+            {
                 *(if called { &mut listener.taken } else { &mut listener.refused }) += 1;
             }
         }
     }
 
-    /// Open a flow to the guest for a client; false where the client is refused.
-    fn call(&mut self, id: u32, forward: &HostForward, socket: Socket, name: &Name) -> bool {
+    /// Open a flow to the guest for a client, here or at another shard; None where that one counts what becomes of it.
+    fn call(&mut self, id: u32, forward: &HostForward, socket: Socket, name: &Name) -> Option<bool> {
         socket.end_by_reset(); // it was told that somebody is there, so a refusal is a reset
-        let Some(net) = forward.guest.and_then(|guest| self.core.config.subnet(guest)).copied() else { return false };
-        let Some(guest) = forward.guest.map(|ip| Endpoint { ip, port: forward.port }) else { return false };
+        let Some((ip, net)) = forward.guest.and_then(|ip| Some((ip, *self.core.config.subnet(ip)?))) else { return Some(false) };
+        let guest = Endpoint { ip, port: forward.port };
         let far = name.endpoint().filter(|client| super::wire::v4(client.ip).is_some() == super::wire::v4(net.host).is_some());
         let far = far.map(|client| Endpoint { ip: self.core.config.seen(client.ip), port: client.port });
         let far = match far {
-            Some(far) if self.tcp.find(&Ends { guest, far }).is_none() && !net.contains(far.ip) | (far.ip == net.host) => Some(far),
-            _ => self.free_port(id, guest, net.host),
+            Some(far) if !net.contains(far.ip) | (far.ip == net.host) => far,
+            _ => Endpoint { ip: net.host, port: self.port() },
         };
-        let Some(far) = far else { return false };
+        let call = Call { id, guest, far, is_tcp: forward.transport == Transport::Tcp };
+        let share = self.core.config.spread.share_of(guest, far);
+        if share == self.core.config.spread.share {
+            return Some(self.take_call(call, socket));
+        }
+        if self.pass_on(share, &call, &socket) { None } else { Some(false) }
+    }
+
+    /// Open a flow of this shard's to the guest; false where the client is refused.
+    pub(super) fn take_call(&mut self, call: Call, socket: Socket) -> bool {
+        let Call { id, guest, is_tcp, .. } = call;
+        let Some(far) = self.free(guest, call.far) else { return false };
         let ends = Ends { guest, far };
         let owner = self.core.neighbours.find(guest.ip).unwrap_or_default();
         if !self.shares.allow(owner, Kind::Tcp) {
             return false;
         }
-        let is_tcp = forward.transport == Transport::Tcp;
         if is_tcp {
             let _ = socket.set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
             let _ = socket.set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
@@ -195,22 +213,31 @@ impl Network {
         true
     }
 
-    /// A port of the host address that no flow to the guest has.
-    fn free_port(&mut self, id: u32, guest: Endpoint, host: Ipv6Addr) -> Option<Endpoint> {
+    /// The far end, if no flow to the guest has it, else a port of the host address that none has and whose flow is ours.
+    fn free(&mut self, guest: Endpoint, far: Endpoint) -> Option<Endpoint> {
+        if self.tcp.find(&Ends { guest, far }).is_none() {
+            return Some(far);
+        }
+        let host = self.core.config.subnet(guest.ip)?.host;
         for _ in 0..1024 {
-            let listener = self.listeners.get_mut(&id)?;
-            let far = Endpoint { ip: host, port: listener.next_port };
-            listener.next_port = listener.next_port.checked_add(1).unwrap_or(EPHEMERAL);
-            if self.tcp.find(&Ends { guest, far }).is_none() {
+            let far = Endpoint { ip: host, port: self.port() };
+            let spread = &self.core.config.spread;
+            if spread.share_of(guest, far) == spread.share && self.tcp.find(&Ends { guest, far }).is_none() {
                 return Some(far);
             }
         }
         None
     }
 
+    fn port(&mut self) -> u16 {
+        let port = self.next_port;
+        self.next_port = port.checked_add(1).unwrap_or(EPHEMERAL);
+        port
+    }
+
     /// A guest's address became known: have the flows that wait for it say their SYN.
     pub(super) fn call_again(&mut self, guest: Ipv6Addr) {
-        if self.listeners.is_empty() {
+        if self.listeners.is_empty() && self.core.config.spread.calls.is_none() {
             return;
         }
         self.deliver_again(guest);

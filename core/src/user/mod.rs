@@ -14,6 +14,8 @@
 //! The frames of services that stand behind the network are not taken: `send` says whose they are (`Refusal::HandOver`). A
 //! service has such a network too, of its own addresses only (service.rs).
 //!
+//! With `shards` a network is several of these (spread.rs).
+//!
 //! Caps: `max_flows` TCP flows and as many of UDP; one guest has three quarters of them at most, so that the others always
 //! have some. Beyond, the newest is refused. What answers a guest's mistakes is rationed (limits.rs).
 
@@ -38,6 +40,7 @@ mod segment;
 pub mod service;
 mod shares;
 pub mod socket;
+pub mod spread;
 mod tcp;
 mod tcp_clock;
 mod tcp_in;
@@ -81,6 +84,7 @@ mod kind {
     pub const ADVERTISE: u8 = 6;
     pub const ANSWERS: u8 = 7;
     pub const WAITING: u8 = 8;
+    pub const CALLS: u8 = 9;
 }
 
 /// Edge-triggered: a flow whose guest has no window must not keep the loop awake.
@@ -101,7 +105,6 @@ pub struct Network {
     reassembly: Reassembly,
     /// By the number that Python calls them by.
     listeners: HashMap<u32, forward::Listener>,
-    last_listener: u32,
     /// By the address of a guestfwd: connections taken, and refused.
     served: HashMap<Endpoint, (u64, u64)>,
     children: Vec<std::process::Child>,
@@ -110,6 +113,9 @@ pub struct Network {
     pub boxes: service::Boxes,
     /// What is handed over was put together from fragments.
     whole: Option<Vec<u8>>,
+    family: spread::Family,
+    /// For clients of forwards that have none (unix sockets).
+    next_port: u16,
 }
 
 /// What became of a frame of a guest.
@@ -168,12 +174,12 @@ impl Network {
             None => (None, Vec::new()),
         };
         match core.config.service.as_ref().map(|service| service.announce) {
-            None => arp::announce(&mut core),
+            None if core.config.spread.share == 0 => arp::announce(&mut core),
             Some(true) => {
                 arp::announce(&mut core);
                 ndp::announce(&mut core);
             }
-            Some(false) => {}
+            None | Some(false) => {}
         }
         let mut network = Network {
             core,
@@ -185,17 +191,19 @@ impl Network {
             orphans,
             reassembly: Reassembly::default(),
             listeners: HashMap::new(),
-            last_listener: 0,
             served: HashMap::new(),
             children: Vec::new(),
             advertise: timer::Alarm::default(),
             rung: Vec::new(),
             boxes: service::Boxes::default(),
             whole: None,
+            family: spread::Family::default(),
+            next_port: forward::EPHEMERAL,
         };
-        if network.core.config.v6.is_some() && network.core.config.service.is_none() {
+        if network.core.config.v6.is_some() && network.core.config.service.is_none() && network.core.config.spread.share == 0 {
             network.advertise_router();
         }
+        network.await_calls()?;
         network.core.set_timer();
         Ok(network)
     }
@@ -262,8 +270,9 @@ impl Network {
         match frame::be16(arrival.head, 12) {
             Some(arp::ETHERTYPE) => {
                 let introduced = arp::input(&mut self.core, arrival.head);
-                self.meet(introduced);
-                let asker = arp::answered(arrival.head).and_then(|asker| self.core.config.asked_by(asker));
+                let answered = arp::answered(arrival.head);
+                self.meet_and_tell(introduced, answered.is_some());
+                let asker = answered.and_then(|asker| self.core.config.asked_by(asker));
                 asker.map_or(Fate::Taken, Fate::HandOver)
             }
             Some(frame::IPV4 | frame::IPV6) => {
@@ -316,6 +325,9 @@ impl Network {
         if let Some(port) = self.core.config.handed_to(arrival.head, packet) {
             return Fate::HandOver(port);
         }
+        if !is_group && let Some(port) = self.core.config.spread.elsewhere(arrival.head) {
+            return Fate::HandOver(port);
+        }
         let is_service = self.core.config.service.is_some();
         // SAFETY: as the caller promises.
         unsafe {
@@ -344,8 +356,8 @@ impl Network {
         }
         if !is_v4 && (ndp::ROUTER_SOLICITATION..=ndp::ADVERTISEMENT).contains(&message[0]) {
             let introduced = ndp::input(&mut self.core, packet, arrival.mac, &message);
-            self.meet(introduced);
             let is_answer = message[0] == ndp::ADVERTISEMENT;
+            self.meet_and_tell(introduced, is_answer);
             let asker = is_answer.then(|| self.core.config.asked_by(packet.destination)).flatten();
             return asker.map_or(Fate::Taken, Fate::HandOver);
         }
@@ -422,12 +434,24 @@ impl Network {
         }
     }
 
-    /// Somebody's address became known: connections that waited for it go on.
-    fn meet(&mut self, introduced: Option<(Ipv6Addr, Mac)>) {
-        let Some((ip, mac)) = introduced else { return };
-        if self.core.neighbours.hear(ip, mac, self.core.now_ms) {
+    /// Somebody's address became known: connections that waited for it go on. True where it is news.
+    fn meet(&mut self, introduced: Option<(Ipv6Addr, Mac)>) -> bool {
+        let Some((ip, mac)) = introduced else { return false };
+        let is_news = self.core.neighbours.hear(ip, mac, self.core.now_ms);
+        if is_news {
             self.call_again(ip);
             self.answer_again(ip, mac);
+        }
+        is_news
+    }
+
+    /// The same, for other shards too: one that was just made anew asks for what is no news to us.
+    fn meet_and_tell(&mut self, introduced: Option<(Ipv6Addr, Mac)>, is_answer: bool) {
+        let is_news = self.meet(introduced);
+        if (is_news || is_answer)
+            && let Some((ip, mac)) = introduced
+        {
+            self.introduce(ip, mac);
         }
     }
 
@@ -513,6 +537,7 @@ impl Network {
             kind::UDP => self.udp_event(id, events),
             kind::PING => self.ping_event(id, events),
             kind::LISTENER => self.accept(token as u32),
+            kind::CALLS => self.take_calls(),
             _ => self.core.timer.hush(),
         }
     }

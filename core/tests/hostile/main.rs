@@ -289,6 +289,8 @@ fn configure(arena: &Arena, port: Port, worker: Worker) {
         max_macs: 0,
         mtu: 0,
         behind: 0,
+        shards: 0,
+        share: 0,
         out: Default::default(),
         inward: Default::default(),
     };

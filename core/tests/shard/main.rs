@@ -83,6 +83,8 @@ impl Lab {
             max_macs: 0,
             mtu: 0,
             behind: 0,
+            shards: 0,
+            share: 0,
             out: Default::default(),
             inward: Default::default(),
         };

@@ -117,7 +117,7 @@ fn exchange_of(config: Config) -> Exchange {
 fn forwarding() -> (Exchange, TcpListener) {
     let outside = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut exchange = exchange();
-    exchange.network.add_forward(forward(outside.as_raw_fd(), Transport::Tcp)).unwrap();
+    exchange.network.add_forward(1, forward(outside.as_raw_fd(), Transport::Tcp)).unwrap();
     exchange.port = 80;
     (exchange, outside)
 }

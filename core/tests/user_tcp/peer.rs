@@ -395,7 +395,7 @@ fn begin(plan: &Plan) -> (Exchange, Accept) {
         listener.set_nonblocking(true).unwrap();
         if plan.from_host {
             exchange = exchange_of(base);
-            exchange.network.add_forward(forward(listener.as_raw_fd(), Transport::Unix)).unwrap();
+            exchange.network.add_forward(1, forward(listener.as_raw_fd(), Transport::Unix)).unwrap();
             let mut made = Some((UnixStream::connect_addr(&address).unwrap(), listener));
             Box::new(move || {
                 made.take().map(|(stream, listener)| {
@@ -420,7 +420,7 @@ fn begin(plan: &Plan) -> (Exchange, Accept) {
     } else if plan.from_host {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         exchange = exchange_of(base);
-        exchange.network.add_forward(forward(listener.as_raw_fd(), Transport::Tcp)).unwrap();
+        exchange.network.add_forward(1, forward(listener.as_raw_fd(), Transport::Tcp)).unwrap();
         let mut made = Some((std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap(), listener));
         Box::new(move || {
             made.take().map(|(stream, listener)| {
