@@ -231,7 +231,7 @@ class Crew:
         for port in wanted:
             self.processes.hand(member.child, port, prepare=True)
         for port in wanted:
-            member.child.send({"op": "open", "port": port.id})
+            self._open(member.child, port)
         for port in self.ports:
             self._lend(member, port)
         if not self._looking:
@@ -393,8 +393,6 @@ class Crew:
                 port.before = None
                 if port.state in ("starting", "restarting"):
                     self._change(port, "up")
-                tellers = [other for other in self.ports if leases.concerns(other, port)]
-                self._tell_leases(port, [lease for other in tellers for lease in self.leases.of(other)])
                 port.settle(None)
             case "state" if text["state"] in STATES and port.state not in ("removing", "failed"):
                 self._change(port, text["state"], text["detail"])
@@ -476,9 +474,15 @@ class Crew:
                 self._fail(port, error)
                 return
             self.processes.hand(carrier, port, prepare=False)
-            carrier.send({"op": "open", "port": port.id})
+            self._open(carrier, port)
 
         self.processes.prepare([port for port in wanted if carriers[port.id] is not None], self._about, then)
+
+    def _open(self, carrier: child.Child, port: ports.Port) -> None:
+        """Have a port carry, which is to know the leases before: who asks its first question gets the right answer."""
+        tellers = [other for other in self.ports if leases.concerns(other, port)]
+        self._tell_leases(port, [lease for other in tellers for lease in self.leases.of(other)])
+        carrier.send({"op": "open", "port": port.id})
 
     def _again(self, port: ports.Port, retry_s: float) -> None:
         """Prepare a port anew that its worker carries on with; as often as it takes."""
@@ -490,7 +494,7 @@ class Crew:
                 return
             if error is None:
                 self.processes.keep(carrier, port)
-                carrier.send({"op": "open", "port": port.id})
+                self._open(carrier, port)
                 return
             self._change(port, "waiting", error)
             self.loop.later(

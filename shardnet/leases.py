@@ -1,6 +1,6 @@
 """Leases as DHCP services tell them: kept for the ports of their network, whose workers come and go.
 
-A service tells each lease once more when it starts; the others hear of a change at once, and of all that hold when they open.
+A service tells each lease once more when it starts; the others hear of a change at once, and of all that hold before they open.
 """
 
 import dataclasses
