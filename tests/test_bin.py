@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import deadline
 import labs
 from shardnet.cli import qemu
 
@@ -82,3 +83,76 @@ def test_a_namespace_that_the_lab_refuses_is_not_left_behind(lab):
     refused = ran(running, "shardnet-netns", "add", "vm1", "10.78.0.1/24")
     assert refused.returncode == 4
     assert not os.path.exists("/run/netns/vm1")
+
+
+@pytest.fixture
+def sharks(lab, tmp_path):
+    """A lab, and how to run tshark with our tool in its personal folder."""
+    running = lab("[echo port7]\naddress = 10.78.1.1/24\n")
+    folder = tmp_path / "wireshark/extcap"
+    folder.mkdir(parents=True)
+    (folder / "shardnet-extcap").symlink_to(BIN / "shardnet-extcap")
+    # From Wireshark 4.4 on the personal folder is another.
+    environment = {
+        **running.environment,
+        "PATH": PATH,
+        "XDG_CONFIG_HOME": str(tmp_path),
+        "WIRESHARK_EXTCAP_DIR": str(folder),
+    }
+
+    def tshark(*words: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["tshark", *map(str, words)],
+            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    return running, tshark
+
+
+@pytest.mark.needs("tshark")
+def test_tshark_lists_the_ports_and_the_switches_of_running_labs(sharks):
+    _, tshark = sharks
+    listed, _ = tshark("-D").communicate(timeout=60)
+    assert "shardnet:lab:port7 (lab lab: [echo port7])" in listed
+    assert "shardnet:lab:switch:lan (lab lab: [switch lan])" in listed
+    assert "EN10MB" in tshark("-i", "shardnet:lab:port7", "-L").communicate(timeout=60)[0]
+
+
+@pytest.mark.needs("root", "ip", "ping", "tshark")
+@pytest.mark.parametrize("interface", ["shardnet:lab:port7", "shardnet:lab:switch:lan"])
+def test_tshark_captures_from_a_port_and_from_a_switch(sharks, tmp_path, interface):
+    running, tshark = sharks
+    written = tmp_path / "seen.pcapng"
+    with tshark("-i", interface, "-c", "2", "-w", written) as capture:
+        try:
+            deadline.until(lambda: "capture of port7" in running.said() or capture.poll() is not None, "the capture")
+            running.shardnet("exec", "--address", "10.78.1.2/24", "--", "ping", "-c", "2", "-i", "0.2", "10.78.1.1")
+            said, _ = capture.communicate(timeout=30)
+        finally:
+            capture.kill()
+    assert capture.returncode == 0, said
+    shown = tshark("-r", written, "-T", "fields", "-e", "frame.interface_name", "-e", "_ws.col.Protocol")
+    lines = shown.communicate(timeout=30)[0].splitlines()
+    assert len([line for line in lines if line.startswith("port7\t")]) == 2, said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--what"], "--what: unknown option"),
+        (["--extcap-dlts"], "no interface (shardnet:LAB:PORT or shardnet:LAB:switch:NAME is meant)"),
+        (["--capture", "--extcap-interface"], "--extcap-interface: a value is needed"),
+        (["--capture", "--extcap-interface", "shardnet:a:b"], "--fifo: where to write is needed"),
+        (
+            ["--capture", "--extcap-interface=shardnet:a:b", "--fifo=f", "--extcap-capture-filter=arp"],
+            "arp: capture filters are not done here, use a display filter",
+        ),
+        (
+            ["--capture", "--extcap-interface=shardnet:a:switch:b", "--fifo=f"],
+            "shardnet:a:switch:b: no such switch, or it has no ports",
+        ),
+    ],
+)
+def test_the_extcap_says_what_it_cannot_do(words, message):
+    refused = ran(None, "shardnet-extcap", *words)
+    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", f"shardnet-extcap: {message}\n")
