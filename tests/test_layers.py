@@ -26,7 +26,7 @@ LAYERS = [
     r"shardnet|ini|switch|kinds|timers|links|addresses|forwards|serving|statedir|(dhcp|dns)(\..*)?",
     r"control",
     r"tftp(\..*)?|smb(\..*)?",
-    r"options|rundir|title",
+    r"options|rundir|title|capturefile",
     r"impairments",
     r"_core",
 ]
