@@ -131,6 +131,9 @@ class Shard:
         the version, and the IP header where the socket is a raw one of IPv4.
         """
 
+    def add_link(self, port: int, peer: int) -> None:
+        """One end of a link; `peer` is the other one, a port of this worker on another switch, which is added by itself."""
+
     def add_user(self, port: int, given: Mapping[str, Any]) -> None:
         """A user-mode network. All of the keys are needed:
 

@@ -9,7 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shardnet import _core, child, journal, lab, leases, loop, ports, processes, pulse, questions, restarts, store
+from shardnet import (
+    _core,
+    child,
+    journal,
+    kinds,
+    lab,
+    leases,
+    loop,
+    ports,
+    processes,
+    pulse,
+    questions,
+    restarts,
+    store,
+)
 
 AUTO_MAX = 56  # workers that `shards` did not ask for; the rest of the slots is for captures
 DRAIN_S = 0.7
@@ -76,7 +90,10 @@ class Crew:
         """Have ports carried; each one settles when it is open, or has failed."""
         fresh, hot = [], []
         for port in new:
-            member = self._choose(port.section.options.shard)
+            if port.behind is not None and not port.section.share and not kinds.is_service(port.section.kind):
+                member = self.members[port.behind.slot]  # the other end of a port that comes before it
+            else:
+                member = self._choose(port.section.options.shard)
             port.slot = member.slot
             member.ports[port.id] = port
             self.ports.configure(port)

@@ -111,11 +111,13 @@ def size(text: str) -> int:
 
 
 @each
-def queue(text: str) -> tuple[int, int]:
-    """FRAMES, or bytes such as 64K (K, M)"""
+def queue(text: str) -> tuple[int, int] | None:
+    """FRAMES, or bytes such as 64K (K, M); 0 for as much as usual"""
     found = re.fullmatch(r"([0-9]{1,9})([KM]?)", text, re.ASCII)
-    if not found or int(found[1]) == 0:
+    if not found:
         raise ValueError("neither a number of frames nor a size such as 64K")
+    if not int(found[1]):
+        return None
     if not found[2]:
         return int(found[1]), 0
     if int(found[1]) * BYTES[found[2]] > BYTES_MAX:
@@ -157,9 +159,9 @@ def line(options: Any, out: bool) -> dict[str, int | None] | None:
     return {
         "delay_ns": found["delay"],
         "jitter_ns": found["jitter"],
-        "distribution": found["distribution"],
+        "distribution": found["distribution"] if found["jitter"] else 0,
         "loss": found["loss"],
-        "loss_burst": found["loss_burst"],
+        "loss_burst": found["loss_burst"] if found["loss"] else 0,
         "duplicate": found["duplicate"],
         "reorder": found["reorder"],
         "corrupt": found["corrupt"],

@@ -19,8 +19,11 @@ OWN = {"lab": "shardnet.lab", "switch": "shardnet.switch"}  # sections that are 
 class Companion(NamedTuple):
     """A service that stands behind a port, NAME.SUFFIX, and what of the port's frames is for it; or a shard of the port.
 
+    Or, where its kind is no service and it is no shard, another end of the port: a port like any other, carried by the same worker.
+
     A module that has any says so by `companions(options)`. `given` are the keys of its section as texts, None: all of the
-    port's; those of the switch are the port's. `share` is of a shard: its number, from 1. `takes`: ("tcp" | "udp", address or group, first port, last port), or ("neighbours", address,
+    port's; those of the switch are the port's. `share` is of a shard: its number, from 1. `takes`: ("tcp" | "udp",
+    address or group, first port, last port), or ("neighbours", address,
     0, 0): answers to its own questions who has an address. Keys that only companions read are in the module's
     PASSED_ON; changing them leaves the port alone.
     """

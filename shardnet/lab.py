@@ -160,14 +160,16 @@ def section(kind: str, name: str, given: Mapping[str, str], line: int = 0) -> Se
 
 
 def companions(of: Section) -> dict[str, Section]:
-    """The sections of the services that stand behind a port, by suffix; raises options.Wrong as `section` does."""
+    """The sections of the services that stand behind a port, or of its other end, by suffix; raises options.Wrong as `section` does."""
     made = getattr(kinds.module(of.kind), "companions", None)
     if made is None or of.behind:
         return {}
-    shared = {key: text for key, text in of.given.items() if key in options.ARENA_KEYS and key != "max_macs"}
     whole = {key: text for key, text in of.given.items() if key not in (*options.ARENA_KEYS, "shard")}
     found = {}
     for one in made(of.options):
+        is_end = not one.share and not kinds.is_service(one.kind)
+        keys = {"mtu", "up"} if is_end else options.ARENA_KEYS - {"max_macs"}
+        shared = {key: text for key, text in of.given.items() if key in keys}
         name = f"{of.name}.{one.suffix}"
         if unnamed(name):
             most = options.NAME_MAX - len(one.suffix) - 1

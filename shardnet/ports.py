@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from shardnet import _core, impairments, lab, switch
+from shardnet import _core, impairments, kinds, lab, switch
 
 
 @dataclasses.dataclass(eq=False)
@@ -30,7 +30,7 @@ class Port:
     returned: Callable[[], None] | None = None  # called when none of them has it any more
     before: lab.Section | None = None  # while its worker is told to carry on as another section: what it was
     lost: Callable[[], None] | None = None  # called when it fails and cannot be had again: it was plugged
-    behind: "Port | None" = None  # the port whose companion this is
+    behind: "Port | None" = None  # the port whose companion, or other end, this is
     companions: dict[str, "Port"] = dataclasses.field(default_factory=dict)  # by suffix
 
     @property
@@ -94,6 +94,8 @@ class Ports:
     def configure(self, port: Port) -> None:
         """Write the port's rules into the arena, before its worker opens it or while it carries."""
         given = port.section.options
+        share = port.section.share
+        behind = port.behind if share or kinds.is_service(port.section.kind) else None
         self.arena.configure_port(
             port.id,
             worker=port.slot,
@@ -105,13 +107,13 @@ class Ports:
             isolated=given.isolated,
             max_macs=given.max_macs,
             # What is handed over may have been put together from fragments.
-            mtu=0 if port.behind else given.mtu,
-            behind=port.behind.id if port.behind else 0,
-            shards=0 if port.behind else getattr(given, "shards", 0),
-            share=port.section.share,
+            mtu=0 if behind else given.mtu,
+            behind=behind.id if behind else 0,
+            shards=0 if behind else getattr(given, "shards", 0),
+            share=share,
             # What a service is handed over has been on the port's line out already; what it sends goes past the one in. A shard
             # gets its frames from where they come in: it has a line like the port's.
-            out=None if port.behind and not port.section.share else impairments.line(given, out=True),
+            out=None if behind and not share else impairments.line(given, out=True),
             inward=impairments.line(given, out=False),
         )
 

@@ -51,7 +51,7 @@ addr.path = two.sock
         ("loss = 101%", "loss = 101%: no part such as 0.5%, of 0% to 100%"),
         ("bandwidth = 10", "bandwidth = 10: neither 0 nor 1K to 1000G"),
         ("bandwidth = fast", "bandwidth = fast: no bandwidth such as 10M (bits a second)"),
-        ("bandwidth_queue = 0", "bandwidth_queue = 0: neither a number of frames nor a size such as 64K"),
+        ("bandwidth_queue = x", "bandwidth_queue = x: neither a number of frames nor a size such as 64K"),
         ("bandwidth_queue = 10", "bandwidth_queue = 10: without bandwidth nothing waits for it"),
         ("delay = 1ms\njitter = 2ms", "jitter = 2ms: more than delay, and no frame arrives before it was sent"),
         ("delay = 0/1ms\njitter = 1ms/0", "jitter = 1ms/0: more than delay, and no frame arrives before it was sent"),

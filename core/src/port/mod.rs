@@ -5,6 +5,7 @@
 
 pub mod capture;
 pub mod dgram;
+pub mod link;
 pub mod stream;
 pub mod tap;
 pub mod tunnel;
@@ -20,6 +21,7 @@ use crate::switch::Edit;
 
 pub use capture::Capture;
 pub use dgram::Dgram;
+pub use link::Link;
 pub use stream::Stream;
 pub use tap::Tap;
 pub use vhost::Vhost;

@@ -127,6 +127,10 @@ impl Shard {
         Ok(self.inner.add_dgram(port_of(port)?, Dgram::tunnel(fd, vec![fd], remote, Tunnel::L2tpv3(session)))?)
     }
 
+    fn add_link(&mut self, port: usize, peer: usize) -> PyResult<()> {
+        Ok(self.inner.add_link(port_of(port)?, port_of(peer)?)?)
+    }
+
     fn add_user(&mut self, port: usize, given: super::user::Given) -> PyResult<()> {
         let network = crate::user::Network::new(super::user::config(given)?)?;
         Ok(self.inner.add_user(port_of(port)?, network)?)

@@ -131,10 +131,15 @@ impl Shard {
             Engine::Stream(stream) => stream.send(piece, cell, &mut self.bench),
             Engine::Dgram(dgram) => dgram.send(piece, cell, &mut self.bench),
             Engine::Vhost(device) => device.send(piece, cell, &mut self.bench),
+            Engine::Link(link) => link.send(piece),
             // SAFETY: a piece is readable, with its virtio-net header before it.
             Engine::User(network) => unsafe { network.send(piece, cell) },
         };
-        let answers = matches!(carried.engine, Engine::User(_));
+        let reader = match &carried.engine {
+            Engine::User(_) => Some(to), // it may have an answer
+            Engine::Link(link) => Some(link.peer),
+            _ => None,
+        };
         if let Engine::User(network) = &carried.engine
             && network.has_datagrams()
             && !self.mail.contains(&to)
@@ -146,15 +151,19 @@ impl Shard {
                 self.end(carried, errno);
                 return sent;
             }
-            Ok(()) if !matches!(carried.engine, Engine::Tap(_) | Engine::User(_)) && !carried.dirty && !carried.waits_writable => {
+            Ok(())
+                if !matches!(carried.engine, Engine::Tap(_) | Engine::User(_) | Engine::Link(_))
+                    && !carried.dirty
+                    && !carried.waits_writable =>
+            {
                 carried.dirty = true;
                 self.dirty.push(to);
             }
             _ => {}
         }
         self.ports[usize::from(to)] = Some(carried);
-        if answers {
-            self.list(to);
+        if let Some(reader) = reader {
+            self.list(reader);
         }
         if sent.is_ok() && config.mirror != 0 {
             self.mirror(config.mirror, to, MIRROR_OUT, piece);

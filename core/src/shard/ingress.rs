@@ -5,9 +5,9 @@ use std::ptr;
 
 use super::{BURST, Carried, Engine, HOLD_MOST_NS, Shard, Way, bits};
 use crate::frame;
-use crate::lane::{CLAIM, FORWARD, FRAME_LEAST, FRAME_MOST, HEADROOM, Label, MIRROR_IN, RECORD_HEADER, TAGGED};
+use crate::lane::{CLAIM, FORWARD, FRAME_LEAST, FRAME_MOST, HEADROOM, Label, MIRROR_IN, RECORD_HEADER, TAGGED, VNET_LEN};
 use crate::offload::{GSO_NONE, VnetHeader};
-use crate::port::{Piece, Refusal, capture, stream, tap};
+use crate::port::{Link, Piece, Refusal, capture, stream, tap};
 use crate::ports::{self, Cause, Counter, NOBODY, Port, Worker};
 use crate::switch::{self, Config, Edit};
 use crate::sys;
@@ -83,6 +83,7 @@ impl Shard {
             Engine::Dgram(_) => self.read_dgram(carried),
             Engine::User(_) => self.read_user(carried),
             Engine::Vhost(_) => self.read_vhost(carried),
+            Engine::Link(_) => self.read_link(carried),
         }
     }
 
@@ -188,6 +189,24 @@ impl Shard {
                 Ok(len) => self.settle(carried, Arrival { frame: at, len: len as usize, claimed }),
                 Err(_) => return Read::Empty,
             }
+        }
+        Read::More
+    }
+
+    /// Take what was sent to the other end.
+    fn read_link(&mut self, carried: &mut Carried) -> Read {
+        let Engine::Link(Link { peer, .. }) = carried.engine else { return Read::Empty };
+        for _ in 0..BURST {
+            if carried.is_steady() && self.place(carried).is_none() {
+                return Read::Held;
+            }
+            let Some(Engine::Link(far)) = self.ports[usize::from(peer)].as_mut().map(|far| &mut far.engine) else { return Read::Empty };
+            let Some(mut bytes) = far.take() else { return Read::Empty };
+            let len = bytes.len() - VNET_LEN;
+            let cell = self.arena.cell(self.me, peer);
+            cell.add(Counter::TxFrames, 1);
+            cell.add(Counter::TxBytes, len as u64);
+            self.settle(carried, Arrival { frame: bytes.as_mut_ptr().wrapping_add(VNET_LEN), len, claimed: None });
         }
         Read::More
     }

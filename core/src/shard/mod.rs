@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::arena::{Arena, PORTS, SWITCHES, WORKERS};
 use crate::lane::{Consumer, Producer};
-use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Stream, Tap, Vhost};
+use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Link, Stream, Tap, Vhost};
 use crate::ports::{self, Cause, Counter, Port, Vlan, Worker};
 use crate::switch::View;
 use crate::sys::{self, Epoll, Ready};
@@ -55,6 +55,7 @@ enum Engine {
     Dgram(Box<Dgram>),
     User(Box<Network>),
     Vhost(Box<Vhost>),
+    Link(Link),
 }
 
 /// Where a port's last frame went.
@@ -193,6 +194,16 @@ impl Shard {
     pub fn add_user(&mut self, port: Port, network: Network) -> io::Result<()> {
         self.add(port, Engine::User(Box::new(network)), false)?;
         self.list(port);
+        Ok(())
+    }
+
+    /// One end of a link, whose other end is the port `peer`.
+    pub fn add_link(&mut self, port: Port, peer: Port) -> io::Result<()> {
+        if port == peer || usize::from(peer) >= PORTS {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such port at the other end"));
+        }
+        self.add(port, Engine::Link(Link::new(peer)), false)?;
+        self.list(port); // the other end may have something for it already
         Ok(())
     }
 
@@ -422,13 +433,22 @@ impl Shard {
         lanes.into_iter().any(|to| self.producer(to).wait_for_room())
     }
 
-    /// Is there one port only, and does it take no more? Then its lanes are its queue. With several ports, one that is
+    /// Is there one port only, or one link, and does it take no more? Then its lanes are its queue. With several ports, one that is
     /// stuck must not hold up the others, and what comes for it is dropped.
     fn is_stuck(&self) -> bool {
         match self.own[..] {
-            [only] => self.ports[usize::from(only)].as_ref().is_some_and(|carried| carried.is_full()),
+            [only] => self.is_full(only),
+            [one, other] if self.is_link(one, other) => [one, other].iter().any(|&port| self.is_full(port)),
             _ => false,
         }
+    }
+
+    fn is_full(&self, port: Port) -> bool {
+        self.ports[usize::from(port)].as_ref().is_some_and(|carried| carried.is_full())
+    }
+
+    fn is_link(&self, one: Port, other: Port) -> bool {
+        self.ports[usize::from(one)].as_ref().is_some_and(|one| matches!(&one.engine, Engine::Link(link) if link.peer == other))
     }
 
     fn wake(&mut self, port: Port, events: u32) {
@@ -560,6 +580,7 @@ impl Carried {
             Engine::Dgram(dgram) => (&[][..], None, Some(dgram.fd)),
             Engine::User(network) => (&[][..], None, Some(network.epoll_fd())),
             Engine::Vhost(device) => (&[][..], Some(device.kicks()), None),
+            Engine::Link(_) => (&[][..], None, None),
         };
         many.iter().copied().chain(kicks.into_iter().flatten()).chain(one)
     }
@@ -575,7 +596,7 @@ impl Carried {
     /// The descriptor that may have to be waited for before it can be written.
     fn writer(&self) -> Option<RawFd> {
         match &self.engine {
-            Engine::Tap(_) | Engine::User(_) | Engine::Vhost(_) => None,
+            Engine::Tap(_) | Engine::User(_) | Engine::Vhost(_) | Engine::Link(_) => None,
             Engine::Stream(stream) => Some(stream.write_fd),
             Engine::Dgram(dgram) => Some(dgram.send_fd()),
         }
@@ -591,6 +612,7 @@ impl Carried {
             Engine::Stream(stream) => stream.queued(),
             Engine::Dgram(dgram) => dgram.queued(),
             Engine::Vhost(device) => device.queued(),
+            Engine::Link(link) => link.queued(),
         }
     }
 
@@ -598,7 +620,7 @@ impl Carried {
     fn pending(&self) -> usize {
         match &self.engine {
             Engine::Dgram(dgram) => dgram.pending(),
-            Engine::Tap(_) | Engine::Stream(_) | Engine::User(_) | Engine::Vhost(_) => 0,
+            Engine::Tap(_) | Engine::Stream(_) | Engine::User(_) | Engine::Vhost(_) | Engine::Link(_) => 0,
         }
     }
 
@@ -608,12 +630,13 @@ impl Carried {
             Engine::Stream(stream) => stream.is_full(),
             Engine::Dgram(dgram) => dgram.is_full(),
             Engine::Vhost(device) => device.is_full(),
+            Engine::Link(link) => link.is_full(),
         }
     }
 
     fn flush(&mut self, cell: &crate::ports::Cell) -> Flush {
         match &mut self.engine {
-            Engine::Tap(_) | Engine::User(_) => Flush::Idle,
+            Engine::Tap(_) | Engine::User(_) | Engine::Link(_) => Flush::Idle,
             Engine::Stream(stream) => stream.flush(cell),
             Engine::Dgram(dgram) => dgram.flush(cell),
             Engine::Vhost(device) => device.flush(cell),
