@@ -1,16 +1,24 @@
 """A corpus as one file: `corpus.py pack DIRECTORY FILE`, `corpus.py unpack FILE DIRECTORY`.
 
-Each input has its length before it, four bytes, little-endian; the shortest come first.
+Each input has its length before it, four bytes, little-endian; the shortest come first, and the longest ones are left out where a
+file would become too long for a repository.
 """
 
 import struct
 import sys
 from pathlib import Path
 
+BYTES_MAX = 80_000
+
 
 def pack(directory: Path, file: Path) -> None:
     inputs = sorted({path.read_bytes() for path in directory.iterdir()}, key=lambda data: (len(data), data))
-    file.write_bytes(b"".join(struct.pack("<I", len(data)) + data for data in inputs))
+    packed = b""
+    for data in inputs:
+        if len(packed) + len(data) > BYTES_MAX:
+            break
+        packed += struct.pack("<I", len(data)) + data
+    file.write_bytes(packed)
 
 
 def unpack(file: Path, directory: Path) -> None:
