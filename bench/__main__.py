@@ -11,7 +11,8 @@ options:
   --seconds S     how long a measurement lasts [default: 1.5]
   --peers LIST    only these, a comma between two: forwarder,shardnet 1,vde_switch
   -o FORMAT       table or json [default: table]
-  --write         write bench/RESULTS.md and bench/results.json; a run of all rows and peers does so by itself
+  --write         write bench/RESULTS.md and bench/results.json, or RESULTS-ROW.md where rows are chosen; a run of
+                  all rows and peers does so by itself
 """
 
 import sys
@@ -51,8 +52,9 @@ def main() -> int:
     print(report.as_json(samples) if given["-o"] == "json" else report.text(samples))
     if given["--write"] or not (given["ROW"] or chosen or given["--quick"]):
         how = "python -m bench " + " ".join(sys.argv[1:])
-        (programs.HERE / "RESULTS.md").write_text(report.markdown(samples, how.strip()))
-        (programs.HERE / "results.json").write_text(report.as_json(samples) + "\n")
+        some = "".join(f"-{row}" for row in given["ROW"])
+        (programs.HERE / f"RESULTS{some}.md").write_text(report.markdown(samples, how.strip()))
+        (programs.HERE / f"results{some}.json").write_text(report.as_json(samples) + "\n")
     return 0
 
 
