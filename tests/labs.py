@@ -223,3 +223,13 @@ def _title(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return "gone"
+
+
+def attempt(directory: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Start a lab that is not to come up, and tell how it ended."""
+    file = directory / "lab.ini"
+    file.write_text(text)
+    return subprocess.run(
+        [SHARDNET, "start", "-c", file], env={**os.environ, "SHARDNET_RUN_DIR": str(directory)},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip

@@ -1,13 +1,12 @@
 """[bridge NAME] on the kernel's own bridge: made here, made by somebody else, and joined by QEMU's helper."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 import deadline
+import labs
 from shardnet import options
 from shardnet.workers import bridge
 
@@ -111,12 +110,7 @@ def test_qemus_helper_makes_the_tap(lab, namespace, far, allowed):
 def test_what_the_helper_refuses_is_said_in_its_words(namespace, far, allowed, tmp_path):
     host, _ = far
     host.run("ip", "link", "add", "br8", "type", "bridge")
-    file = tmp_path / "lab.ini"
-    file.write_text(f"[bridge way]\nnetns = {host.name}\nbr = br8\nhelper = {HELPER}\n")
-    ran = subprocess.run(
-        ["shardnet", "start", "-c", file], env={**os.environ, "SHARDNET_RUN_DIR": str(tmp_path)},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    ran = labs.attempt(tmp_path, f"[bridge way]\nnetns = {host.name}\nbr = br8\nhelper = {HELPER}\n")
     assert ran.returncode == 1
     assert "br8: access denied by acl file" in ran.stderr
 

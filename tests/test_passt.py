@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 import deadline
+import labs
 from shardnet import options
 from shardnet.workers import passt
 
@@ -142,23 +143,14 @@ def test_a_passt_that_runs_already_is_attached_to(lab, world, inside, tmp_path):
         running.stop()
 
 
-def start(tmp_path, *lines):
-    file = tmp_path / "lab.ini"
-    file.write_text("\n".join(["[passt out]", *lines, ""]))
-    return subprocess.run(
-        ["shardnet", "start", "-c", file], env={**os.environ, "SHARDNET_RUN_DIR": str(tmp_path)},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-
-
 def test_what_passt_refuses_is_said_in_its_words(tmp_path):
-    ran = start(tmp_path, "param = --no-such-thing")
+    ran = labs.attempt(tmp_path, "[passt out]\nparam = --no-such-thing\n")
     assert ran.returncode == 1
     assert "passt: passt: unrecognized option '--no-such-thing'" in ran.stderr
 
 
 def test_a_missing_passt_is_said_with_its_package(tmp_path):
-    ran = start(tmp_path, "path = /nowhere/passt")
+    ran = labs.attempt(tmp_path, "[passt out]\npath = /nowhere/passt\n")
     assert ran.returncode == 1
     assert "/nowhere/passt: no such program (Debian's package is called passt)" in ran.stderr
 
