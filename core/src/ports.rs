@@ -42,7 +42,7 @@ pub enum Way {
     In,
 }
 
-/// Written by the supervisor, but for `macs`.
+/// Written by the supervisor, but for `macs` and `pressed`.
 #[repr(C, align(128))]
 pub struct Record {
     pub flags: AtomicU32,
@@ -61,6 +61,8 @@ pub struct Record {
     pub shards: AtomicU32,
     /// Which of the shards of the port `behind` this is; 0: none of them, but another companion.
     pub share: AtomicU32,
+    /// Not 0 while what waits in front of the port's descriptor is enough; its worker says so (shard/pressure.rs).
+    pub pressed: AtomicU32,
     /// A bit a worker that captures what passes here.
     pub mirror: AtomicU64,
     pub trunk: [AtomicU64; 64],

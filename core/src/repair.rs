@@ -66,6 +66,7 @@ pub fn clear_port(arena: &Arena, port: Port) {
     forget(arena, record.switch.load(Ordering::Relaxed) as usize, port);
     record.macs.store(0, Ordering::Relaxed);
     record.mirror.store(0, Ordering::Relaxed);
+    record.pressed.store(0, Ordering::Relaxed);
     for worker in arena.workers() {
         arena.cell(worker, port).clear();
     }
@@ -99,6 +100,11 @@ pub fn repair(arena: &Arena, worker: Worker) -> u64 {
     }
     arena.worker(worker).sleeping.awake();
     let used = |port: &Port| arena.port(*port).flags.load(Ordering::Acquire) & ports::USED != 0;
+    for record in (1..PORTS as Port).filter(used).map(|port| arena.port(port)) {
+        if record.worker.load(Ordering::Relaxed) == u32::from(worker) {
+            record.pressed.store(0, Ordering::Relaxed);
+        }
+    }
     ports::total((1..PORTS as Port).filter(used).map(|port| arena.cell(worker, port).bury()))
 }
 

@@ -16,6 +16,8 @@ use crate::sys;
 use super::{Bench, Flush, Inbox, Piece, QUEUE_MOST, Refusal, finish};
 
 const INBOX: usize = 256 << 10;
+/// How many times as much as makes it full an outbox has at most.
+const UNDER_WAY: usize = 4;
 
 pub struct Stream {
     pub read_fd: RawFd,
@@ -127,16 +129,20 @@ impl Stream {
     }
 
     pub fn is_full(&self) -> bool {
-        self.outbox.len() - self.written >= QUEUE_MOST
+        self.waiting() >= QUEUE_MOST
+    }
+
+    fn waiting(&self) -> usize {
+        self.outbox.len() - self.written
     }
 
     pub fn queued(&self) -> usize {
         self.ends.len()
     }
 
-    /// Put a frame into the outbox.
+    /// Put a frame into the outbox. One that is full has room for what was under way when those who send heard of it.
     pub fn send(&mut self, piece: &Piece, cell: &Cell, bench: &mut Bench) -> Result<(), Refusal> {
-        if self.is_full() {
+        if self.waiting() >= UNDER_WAY * QUEUE_MOST {
             return Err(Refusal::Blocked);
         }
         let longest = if self.prefix == 2 { usize::from(u16::MAX) } else { FRAME_MOST + frame::TAG };

@@ -161,6 +161,9 @@ impl Shard {
             }
             _ => {}
         }
+        if carried.is_full() {
+            self.tell(to, true);
+        }
         self.ports[usize::from(to)] = Some(carried);
         if let Some(reader) = reader {
             self.list(reader);

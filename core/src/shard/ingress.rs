@@ -3,14 +3,13 @@
 use std::io;
 use std::ptr;
 
-use super::{BURST, Carried, Engine, HOLD_MOST_NS, Shard, Way, bits};
+use super::{BURST, Carried, Engine, Shard, Way, bits};
 use crate::frame;
 use crate::lane::{CLAIM, FORWARD, FRAME_LEAST, FRAME_MOST, HEADROOM, Label, MIRROR_IN, RECORD_HEADER, TAGGED, VNET_LEN};
 use crate::offload::{GSO_NONE, VnetHeader};
 use crate::port::{Link, Piece, Refusal, capture, stream, tap};
 use crate::ports::{self, Cause, Counter, NOBODY, Port, Worker};
 use crate::switch::{self, Config, Edit};
-use crate::sys;
 use crate::table::{Heard, Key};
 use crate::user;
 
@@ -18,8 +17,6 @@ use crate::user;
 const NOVELTIES: u32 = 10_000;
 /// Bytes put into lanes beyond which they are shown before the burst is over: a super-frame is a batch of its own.
 const PUBLISH_BYTES: usize = 64 << 10;
-/// Frames in a row that went one way make a port steady.
-const STEADY: u64 = 0xffff;
 /// Enough of a frame to decide: two addresses and a tag.
 const HEAD: usize = 18;
 
@@ -113,6 +110,7 @@ impl Shard {
     /// Where the next frame of the port is to be read to; None where the port is to be held.
     pub(super) fn place(&mut self, carried: &Carried) -> Option<(*mut u8, Option<Worker>)> {
         match carried.way {
+            Some(Way::Lane(_)) if self.is_pressed(carried) => return None,
             Some(Way::Lane(to)) => match self.producer(to).claim(CLAIM) {
                 // The copy for a capture would take the same room. SAFETY: a claim begins with the headroom.
                 Ok(Some(at)) if self.view.captors >> to & 1 == 0 => return Some((unsafe { at.add(HEADROOM) }, Some(to))),
@@ -201,13 +199,17 @@ impl Shard {
                 return Read::Held;
             }
             let Some(Engine::Link(far)) = self.ports[usize::from(peer)].as_mut().map(|far| &mut far.engine) else { return Read::Empty };
-            let Some(mut bytes) = far.take() else { return Read::Empty };
+            let Some(mut bytes) = far.take() else {
+                self.tell(peer, false);
+                return Read::Empty;
+            };
             let len = bytes.len() - VNET_LEN;
             let cell = self.arena.cell(self.me, peer);
             cell.add(Counter::TxFrames, 1);
             cell.add(Counter::TxBytes, len as u64);
             self.settle(carried, Arrival { frame: bytes.as_mut_ptr().wrapping_add(VNET_LEN), len, claimed: None });
         }
+        self.tell(peer, self.is_full(peer));
         Read::More
     }
 
@@ -374,7 +376,7 @@ impl Shard {
         let config = self.view.ports[usize::from(to)];
         let local = config.worker == self.me;
         // A lent descriptor is written from room claimed in the lane, which stays the queue for when it is not empty.
-        carried.went(if local { Way::Port(to) } else { Way::Lane(config.worker) });
+        carried.went(if local { Way::Port(to) } else { Way::Lane(config.worker) }, to);
         if local || self.may_write(to, config.worker) {
             let Some(edit) = switch::leave(self.arena, to, config.vlan, vlan) else { return Ok(Counter::Filtered) };
             let piece = Piece { frame: arrival.frame, len: arrival.len, edit };
@@ -478,42 +480,6 @@ impl Shard {
         }
     }
 
-    /// Stop reading the port until its way has room.
-    fn hold(&mut self, carried: &mut Carried) {
-        carried.held_since_ns = Some(sys::now_ns(libc::CLOCK_MONOTONIC));
-        self.held.push(carried.port);
-        self.arm(carried);
-    }
-
-    /// Read held ports again where there is room, or where they have been held for long enough.
-    pub(super) fn review_held(&mut self) {
-        if self.held.is_empty() {
-            return;
-        }
-        let now_ns = sys::now_ns(libc::CLOCK_MONOTONIC);
-        for port in std::mem::take(&mut self.held) {
-            let Some(mut carried) = self.ports[usize::from(port)].take() else { continue };
-            let free = match carried.way {
-                Some(Way::Lane(to)) => self.producer(to).wait_for_room(),
-                Some(Way::Port(to)) => self.ports[usize::from(to)].as_ref().is_none_or(|to| !to.is_full()),
-                None => true,
-            };
-            let tired = carried.held_since_ns.is_none_or(|since| now_ns.saturating_sub(since) > HOLD_MOST_NS);
-            if tired && !free {
-                carried.history = 0;
-            }
-            if free || tired {
-                carried.held_since_ns = None;
-                carried.listed = true;
-                self.readable.push(port);
-                self.arm(&carried);
-            } else {
-                self.held.push(port);
-            }
-            self.ports[usize::from(port)] = Some(carried);
-        }
-    }
-
     /// A frame is handed to a port that this worker can write to; what becomes of it is counted there.
     pub(super) fn deliver(&mut self, to: Port, piece: &Piece) {
         self.arena.cell(self.me, to).add(Counter::Offered, 1);
@@ -534,19 +500,6 @@ impl Shard {
             };
             self.arena.cell(self.me, to).drop(cause, 1);
         }
-    }
-}
-
-impl Carried {
-    /// Did all recent frames go one way?
-    pub(super) fn is_steady(&self) -> bool {
-        self.history & STEADY == STEADY
-    }
-
-    fn went(&mut self, way: Way) {
-        let same = self.way == Some(way);
-        self.history = self.history << 1 | u64::from(same);
-        self.way = Some(way);
     }
 }
 

@@ -5,14 +5,13 @@
 //! takes at most `BURST` frames from each source. Frames that are late on purpose come in between (impaired.rs). With nothing left to do the worker says that it sleeps, looks once
 //! more, and blocks in epoll; its doorbell is one of the descriptors there.
 //!
-//! Back pressure: a port whose recent frames all went to one place is *held*, that is not read, while that place has no
-//! room, so that the kernel or the guest waits. A hold lasts `HOLD_MOST_NS` at most; then frames for that place are
-//! dropped and counted, and the port's other destinations go on.
+//! Where there is no room somebody waits, or loses (pressure.rs).
 
 mod egress;
 mod handover;
 mod impaired;
 mod ingress;
+mod pressure;
 mod vhost;
 
 use std::io;
@@ -23,7 +22,7 @@ use std::time::{Duration, Instant};
 use crate::arena::{Arena, PORTS, SWITCHES, WORKERS};
 use crate::lane::{Consumer, Producer};
 use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Link, Stream, Tap, Vhost};
-use crate::ports::{self, Cause, Counter, Port, Vlan, Worker};
+use crate::ports::{self, Cause, Counter, NOBODY, Port, Vlan, Worker};
 use crate::switch::View;
 use crate::sys::{self, Epoll, Ready};
 use crate::table::{Clock, Key};
@@ -32,7 +31,6 @@ use handover::Handed;
 use impaired::Lines;
 
 const BURST: usize = 64;
-const HOLD_MOST_NS: u64 = 100_000_000;
 /// How often a hold, or a descriptor that does not say when it has room, is looked at.
 const NAP_MS: i32 = 1;
 
@@ -80,6 +78,9 @@ struct Carried {
     way: Option<Way>,
     /// A bit a frame: did it go the way of the one before? The newest is the lowest.
     history: u64,
+    /// The port that the last frame was for, and the same for it.
+    aim: Port,
+    aimed: u64,
     /// New addresses that may still be learnt this second.
     novelty: Novelty,
 }
@@ -277,6 +278,8 @@ impl Shard {
             held_since_ns: None,
             way: None,
             history: 0,
+            aim: NOBODY,
+            aimed: 0,
             novelty: Novelty::default(),
         };
         if !lent {
@@ -321,6 +324,7 @@ impl Shard {
         let cell = self.arena.cell(self.me, carried.port);
         cell.drop(Cause::Down, carried.pending() as u64);
         cell.drop(Cause::TxDown, carried.queued() as u64);
+        self.tell(carried.port, false);
         self.clear_lines(carried);
         let other = |&port: &Port| port != carried.port;
         self.own.retain(other);
@@ -423,34 +427,6 @@ impl Shard {
         !self.is_stuck() && bits(senders).any(|from| self.consumer(from).has_more())
     }
 
-    /// Did a lane that a port is held for get room since we looked? Nobody rang for it while we were awake.
-    fn has_room(&mut self) -> bool {
-        let waits_for = |port: &Port| match self.ports[usize::from(*port)].as_ref()?.way? {
-            Way::Lane(to) => Some(to),
-            Way::Port(_) => None,
-        };
-        let lanes: Vec<Worker> = self.held.iter().filter_map(waits_for).collect();
-        lanes.into_iter().any(|to| self.producer(to).wait_for_room())
-    }
-
-    /// Is there one port only, or one link, and does it take no more? Then its lanes are its queue. With several ports, one that is
-    /// stuck must not hold up the others, and what comes for it is dropped.
-    fn is_stuck(&self) -> bool {
-        match self.own[..] {
-            [only] => self.is_full(only),
-            [one, other] if self.is_link(one, other) => [one, other].iter().any(|&port| self.is_full(port)),
-            _ => false,
-        }
-    }
-
-    fn is_full(&self, port: Port) -> bool {
-        self.ports[usize::from(port)].as_ref().is_some_and(|carried| carried.is_full())
-    }
-
-    fn is_link(&self, one: Port, other: Port) -> bool {
-        self.ports[usize::from(one)].as_ref().is_some_and(|one| matches!(&one.engine, Engine::Link(link) if link.peer == other))
-    }
-
     fn wake(&mut self, port: Port, events: u32) {
         let Some(carried) = &mut self.ports[usize::from(port)] else { return };
         let writable = match carried.engine {
@@ -491,6 +467,7 @@ impl Shard {
                 Flush::Idle | Flush::Writable => {}
             }
             self.want_writable(&mut carried, flushed == Flush::Writable);
+            self.tell(port, carried.is_full());
             self.ports[usize::from(port)] = Some(carried);
         }
         self.publish();

@@ -162,3 +162,53 @@ fn a_port_waits_for_a_stuck_one_of_its_own_worker_and_loses_nothing() {
     }
     assert_eq!((lab.rx_drops(1), lab.tx_drops(2)), (0, 0));
 }
+
+#[test]
+fn a_port_waits_for_a_stuck_one_among_several_of_another_worker_and_neither_loses_nor_holds_up_those() {
+    let mut lab = Lab::new(2);
+    lab.plug(0);
+    lab.plug_into(1, Wire::Stream, |_| {});
+    for worker in [1, 0] {
+        lab.plug(worker);
+    }
+    lab.introduce(&[1, 2, 3, 4]);
+    let before = lab.plugs[2].received;
+    for round in 1..=3 {
+        let (mut refused, begin) = (0, Instant::now());
+        while refused < 3 && begin.elapsed() < Duration::from_millis(80) {
+            refused = if lab.send(1, &frame_of(1, 2, 1514)) { 0 } else { refused + 1 };
+            assert!(lab.send(4, &frame(4, 3)), "the port beside the one that waits is read");
+            lab.step(0);
+            lab.step(1);
+            lab.receive(3);
+        }
+        assert_eq!(refused, 3, "the port is held, its descriptor full");
+        assert_eq!(lab.arena.port(2).pressed.load(std::sync::atomic::Ordering::Relaxed), 1);
+        while lab.plugs[1].received < lab.plugs[0].sent {
+            lab.receive(2);
+            lab.settle();
+        }
+        assert_eq!(lab.arena.port(2).pressed.load(std::sync::atomic::Ordering::Relaxed), 0, "round {round}");
+    }
+    lab.settle();
+    lab.receive(3);
+    assert_eq!(lab.plugs[2].received - before, lab.plugs[3].sent - 1); // its introduction was for all
+    assert_eq!((lab.rx_drops(1), lab.tx_drops(2), lab.rx_drops(4), lab.tx_drops(3)), (0, 0, 0, 0));
+}
+
+#[test]
+fn a_worker_that_dies_pressed_leaves_nobody_waiting() {
+    let mut lab = Lab::new(2);
+    lab.plug(0);
+    lab.plug_into(1, Wire::Stream, |_| {});
+    lab.plug(1);
+    lab.introduce(&[1, 2, 3]);
+    let pressed = |lab: &Lab| lab.arena.port(2).pressed.load(std::sync::atomic::Ordering::Relaxed);
+    while pressed(&lab) == 0 {
+        lab.send(1, &frame_of(1, 2, 1514));
+        lab.step(0);
+        lab.step(1);
+    }
+    lab.replace(1);
+    assert_eq!(pressed(&lab), 0);
+}
