@@ -1,18 +1,15 @@
 """[vxlan NAME] with the kernel's vxlan devices in namespaces, and with datagrams that are none."""
 
-import hashlib
-import os
 import socket
 import struct
 
 import pytest
 
-import deadline
+import exchange
 from desk import frame
 from shardnet import options
 from shardnet.workers import vxlan
 
-BULK = 20_000_000
 
 
 class Far:
@@ -152,8 +149,6 @@ def world(namespace):
         place.run("ip", "link", "set", "eth0", "mtu", "9000", "up")
         place.run("ip", "address", "add", f"192.0.2.{last}/24", "dev", "eth0")
         place.run("ip", "address", "add", f"2001:db8::{last}/64", "dev", "eth0", "nodad")
-    # A veth leaves the inner checksums of a kernel's vxlan device to a card that is not there.
-    other.run("ethtool", "-K", "eth0", "tx", "off")
     return host, other, guest
 
 
@@ -192,45 +187,65 @@ def reaches(guest):
         assert " 0% packet loss" in guest.run("ping", "-c", "3", "-i", "0.2", "-W", "5", where)
 
 
-def exchange(guest, other, tmp_path):
-    """20 MB each way."""
-    blob = tmp_path / "blob"
-    blob.write_bytes(os.urandom(BULK))
-    want = hashlib.sha256(blob.read_bytes()).hexdigest()
-    for sender, receiver, where in (guest, other, "10.5.0.2"), (other, guest, "10.5.0.1"):
-        got = tmp_path / f"got{where}"
-        with receiver.running("socat", "-u", "TCP-LISTEN:7000,reuseaddr", f"CREATE:{got}") as server:
-            deadline.until(lambda r=receiver: ":7000 " in r.run("ss", "-Hltn"), "socat listening")
-            sender.run("socat", "-u", f"FILE:{blob}", f"TCP:{where}:7000")
-            server.wait(20)
-        assert hashlib.sha256(got.read_bytes()).hexdigest() == want
-
-
 @pytest.mark.needs("root", "/dev/net/tun", "socat", "ethtool")
+@pytest.mark.parametrize("card", ["on", "off"])
 @pytest.mark.parametrize(("here", "there"), [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")])
-def test_the_kernels_vxlan_device_is_reached(lab, world, tmp_path, here, there):
+def test_the_kernels_vxlan_device_is_reached(lab, world, tmp_path, here, there, card):
+    """With card = on the veth says that it fills in the inner checksums and cuts the inner super-frames, and does not."""
     host, other, guest = world
+    other.run("ethtool", "-K", "eth0", "tx", card)
     kernels(other, "local", there, "remote", here)
     running = lab(text(host, guest, f"remote = {there}"))
     reaches(guest)
-    exchange(guest, other, tmp_path)
+    exchange.bulk(guest, other, "10.5.0.2", tmp_path)
+    exchange.bulk(guest, other, "fd05::2", tmp_path)
     other.run("ip", "link", "delete", "vx0")  # the other end restarted
     kernels(other, "local", there, "remote", here, *([] if ":" in there else ["noudpcsum"]))
     reaches(guest)
     counters = running.counters("way")
-    assert counters["rx_taken"] > BULK / 1430 < counters["tx_frames"]
+    assert counters["segmented"] > 100
+    assert counters["tx_frames"] > 2 * exchange.BULK / 1430
+    assert (counters["rx_super"] > 100) == (card == "on"), "a packet through the veth is a segment, or a whole super-frame"
+    assert not running.json("drops", "way")
+    assert guest.run("nstat", "-asz", "TcpInCsumErrors").split()[2] == "0"
 
 
-@pytest.mark.needs("root", "/dev/net/tun", "socat", "ethtool")
+@pytest.mark.needs("root", "/dev/net/tun", "socat")
 def test_a_wider_network_takes_longer_frames(lab, world, tmp_path):
     host, other, guest = world
     kernels(other, "local", "192.0.2.2", "remote", "192.0.2.1", mtu=8950)
     lab(text(host, guest, "remote = 192.0.2.2", mtu=8950))
-    assert " 0% packet loss" in guest.run("ping", "-c", "2", "-i", "0.2", "-M", "do", "-s", "8922", "10.5.0.2")
-    exchange(guest, other, tmp_path)
+    exchange.ping(guest, "10.5.0.2", 8922)
+    exchange.bulk(guest, other, "10.5.0.2", tmp_path)
 
 
-@pytest.mark.needs("root", "/dev/net/tun", "ethtool")
+@pytest.mark.needs("root", "/dev/net/tun", "socat")
+def test_two_labs_send_trains_of_datagrams_and_join_what_comes_in_one(lab, world, tmp_path):
+    host, other, guest = world
+    there = "[vxlan way]\nvni = 5\nremote = 192.0.2.1\nmtu = 1430\n" + f"netns = {other.name}\n\n"
+    lab(there + f"[tap guest]\nifname = g1\nnetns = {other.name}\nmtu = 1430\naddress = 10.5.0.2/24\n", name="there")
+    running = lab(text(host, guest, "remote = 192.0.2.2"))
+    exchange.answered(guest, "10.5.0.2")
+    exchange.bulk(guest, other, "10.5.0.2", tmp_path)
+    counters = running.counters("way")
+    assert counters["segmented"] > 100
+    assert counters["rx_super"] > 100
+
+
+@pytest.mark.needs("root", "/dev/net/tun", "socat")
+def test_a_narrow_network_gets_fragments_and_no_trains(lab, world, tmp_path):
+    host, other, guest = world
+    for place in (host, other):
+        place.run("ip", "link", "set", "eth0", "mtu", "1300")
+    kernels(other, "local", "192.0.2.2", "remote", "192.0.2.1")
+    running = lab(text(host, guest, "remote = 192.0.2.2"))
+    exchange.answered(guest, "10.5.0.2")
+    exchange.bulk(guest, other, "10.5.0.2", tmp_path)
+    assert running.counters("way")["segmented"] > 100
+    assert not running.json("drops", "way")
+
+
+@pytest.mark.needs("root", "/dev/net/tun")
 @pytest.mark.parametrize("group", ["239.5.5.5", "ff05::5"])
 def test_members_of_a_group_find_each_other(lab, world, group):
     host, other, guest = world
@@ -243,7 +258,7 @@ def test_members_of_a_group_find_each_other(lab, world, group):
     assert running.counters("way")["rx_taken"] > before
 
 
-@pytest.mark.needs("root", "/dev/net/tun", "ethtool")
+@pytest.mark.needs("root", "/dev/net/tun")
 def test_a_port_that_the_kernel_has_is_named(lab, world, desk):
     host, _, _ = world
     kernels(host, "remote", "192.0.2.2")

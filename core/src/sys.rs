@@ -246,6 +246,54 @@ pub fn socket_type(fd: RawFd) -> Option<libc::c_int> {
     (result == 0).then_some(kind)
 }
 
+/// Is it a UDP socket of IPv4 or IPv6?
+pub fn is_udp(fd: RawFd) -> bool {
+    let (mut protocol, mut len): (libc::c_int, _) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: `protocol` is a valid place of `len` bytes for the answer.
+    let result = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL, (&raw mut protocol).cast(), &mut len) };
+    result == 0 && protocol == libc::IPPROTO_UDP && socket_type(fd) == Some(libc::SOCK_DGRAM)
+}
+
+/// Have datagrams that follow each other come in together (UDP_GRO of udp(7), Linux 5.0); false where the kernel knows none of it.
+pub fn join_datagrams(fd: RawFd) -> bool {
+    let on: libc::c_int = 1;
+    let len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `on` is readable.
+    unsafe { libc::setsockopt(fd, libc::SOL_UDP, libc::UDP_GRO, (&raw const on).cast(), len) == 0 }
+}
+
+/// Room for one control message with a number in it, aligned as the kernel wants it.
+pub type Control = [u64; 3];
+/// Its header: length, level, type.
+const CONTROL_HEADER: usize = mem::size_of::<libc::cmsghdr>();
+
+/// Have the kernel cut what `header` sends into datagrams of `size` bytes, the last one shorter (UDP_SEGMENT).
+pub fn cut_to(header: &mut libc::msghdr, control: &mut Control, size: u16) {
+    // SAFETY: all-zero is a valid header.
+    let mut head: libc::cmsghdr = unsafe { mem::zeroed() };
+    head.cmsg_len = (CONTROL_HEADER + mem::size_of::<u16>()) as _;
+    (head.cmsg_level, head.cmsg_type) = (libc::SOL_UDP, libc::UDP_SEGMENT);
+    // SAFETY: three words are longer than a header with a number behind it, and aligned for both.
+    unsafe {
+        control.as_mut_ptr().cast::<libc::cmsghdr>().write(head);
+        control.as_mut_ptr().cast::<u8>().add(CONTROL_HEADER).cast::<u16>().write(size);
+    }
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = mem::size_of::<Control>() as _;
+}
+
+/// The length of each datagram but the last, where several came in together.
+pub fn cut_of(header: &libc::msghdr, control: &Control) -> Option<usize> {
+    if (header.msg_controllen as usize) < CONTROL_HEADER + mem::size_of::<libc::c_int>() {
+        return None;
+    }
+    // SAFETY: three words are longer than a header, and aligned for it.
+    let found = unsafe { control.as_ptr().cast::<libc::cmsghdr>().read() };
+    // SAFETY: a number fits behind the header.
+    let size = unsafe { control.as_ptr().cast::<u8>().add(CONTROL_HEADER).cast::<libc::c_int>().read() };
+    (found.cmsg_level == libc::SOL_UDP && found.cmsg_type == libc::UDP_GRO).then(|| usize::try_from(size).unwrap_or(0))
+}
+
 pub fn nonblocking(fd: RawFd) -> io::Result<()> {
     // SAFETY: no memory is involved.
     let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFL) })?;

@@ -12,9 +12,9 @@ different `local` or `port`.
 VXLAN takes 50 bytes of each packet of the network that carries it, 70 over IPv6. mtu is 1450 unless given: 1430 is right over IPv6,
 8950 where that network takes 9000, and guests (and a [tap] beside it) have to be told the same. Longer packets are dropped (tx_oversize).
 
-The other end, on Linux, is `ip link add vx0 type vxlan id 5 dstport 4789 remote ADDRESS`.
-Where only a veth pair lies between, there is no card to complete the inner checksums that such a device leaves open: `ethtool -K eth0
-tx off` at its end has the kernel do it.
+The other end, on Linux, is `ip link add vx0 type vxlan id 5 dstport 4789 remote ADDRESS`. Where only a veth pair lies between, such
+a device leaves the inner checksums open and super-frames uncut, for a card that is not there. That is seen here, and made good:
+they travel on as super-frames, of segments that fit mtu, which has to be that device's then.
 """
 
 import dataclasses

@@ -16,9 +16,13 @@
 #![forbid(unsafe_code)]
 
 mod checksum;
+mod guess;
+mod join;
 mod segment;
 
 pub use checksum::{Sum, sum};
+pub use guess::guess;
+pub use join::Joint;
 pub use segment::segment;
 
 use crate::frame::{self, be16};

@@ -223,6 +223,11 @@ impl Tunnel {
         }
     }
 
+    /// Has the kernel a device that is the other end?
+    pub fn is_of_kernels(&self) -> bool {
+        matches!(self, Tunnel::Vxlan(_))
+    }
+
     /// Do frames with a tag pass?
     pub fn takes_tags(&self) -> bool {
         !matches!(self, Tunnel::Vxlan(Vxlan { tags: false, .. }))

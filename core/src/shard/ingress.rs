@@ -168,7 +168,7 @@ impl Shard {
                     let Engine::Dgram(dgram) = &mut carried.engine else { return Read::Empty };
                     dgram.consume();
                 }
-                None => match dgram.fill() {
+                None => match dgram.fill(self.view.ports[usize::from(carried.port)].mtu) {
                     Ok(0) => return Read::Empty,
                     Ok(_) => self.arena.cell(self.me, carried.port).add(Counter::RxTaken, dgram.pending() as u64),
                     Err(error) => return nothing_read(&error),

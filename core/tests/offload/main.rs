@@ -4,7 +4,7 @@ mod golden;
 mod properties;
 mod super_frame;
 
-use _core::offload::{self, Bad, Sum, VnetHeader};
+use _core::offload::{self, Bad, Joint, Sum, VnetHeader};
 
 use super_frame::{Super, cut, plain_sum, tcp};
 
@@ -193,5 +193,107 @@ fn a_frame_that_is_not_what_its_kind_says_is_refused() {
     for end in 0..sent.headers() {
         let header = VnetHeader { hdr_len: 0, ..sent.header() };
         assert!(offload::check(&header, &frame[..end]).is_err(), "cut off at {end}");
+    }
+}
+
+/// The frames that segments are joined to, one after the other, with a tunnel's header before each.
+fn joined(segments: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
+    let mut buffer: Vec<u8> = Vec::new();
+    let mut places = Vec::new();
+    for segment in segments {
+        buffer.extend([0xee; 8]);
+        places.push(buffer.len()..buffer.len() + segment.len());
+        buffer.extend(segment);
+    }
+    let mut places = places.into_iter().peekable();
+    let mut frames = Vec::new();
+    while let Some(first) = places.next() {
+        let Some(mut joint) = Joint::begin(&buffer[first.clone()]) else {
+            frames.push((VnetHeader::default(), buffer[first].to_vec()));
+            continue;
+        };
+        let rest = &mut buffer[first.start..];
+        while let Some(next) = places.peek()
+            && joint.append(rest, next.start - first.start..next.end - first.start)
+        {
+            places.next();
+        }
+        let len = joint.frame_len();
+        let header = joint.finish(rest);
+        frames.push((header, rest[..len].to_vec()));
+    }
+    frames
+}
+
+/// Change one segment of three; how many frames come out.
+fn spoilt(spoil: impl Fn(&mut Vec<u8>)) -> usize {
+    let sent = Super { flags: 0x10, payload: vec![7; 300], gso_size: 100, ..tcp() };
+    let mut segments = cut(&sent.header(), &sent.frame()).unwrap();
+    assert_eq!(segments.len(), 3);
+    spoil(&mut segments[1]);
+    joined(&segments).len()
+}
+
+/// Make the checksums right again.
+fn resum(frame: &mut [u8]) {
+    frame[24..26].fill(0);
+    let sum = !plain_sum(&frame[14..34]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame[50..52].fill(0);
+    let mut summed = [&frame[26..34], &[0, 6], &(frame.len() as u16 - 34).to_be_bytes()].concat();
+    summed.extend(&frame[34..]);
+    let sum = !plain_sum(&summed);
+    frame[50..52].copy_from_slice(&sum.to_be_bytes());
+}
+
+#[test]
+fn what_was_not_cut_from_one_frame_is_not_joined() {
+    assert_eq!(spoilt(|_| {}), 1);
+    assert_eq!(spoilt(|frame| resum(frame)), 1);
+    // A damaged payload, a damaged header: each stays as it is, and the third begins anew.
+    assert_eq!(spoilt(|frame| frame[60] ^= 1), 3);
+    assert_eq!(spoilt(|frame| frame[24] ^= 1), 3);
+    for at in [0, 6, 15, 22, 26, 30, 34, 36, 38, 41, 45, 47, 49] {
+        // Of another station, service, time to live, address, port, number, window: right in itself.
+        let count = spoilt(|frame| {
+            frame[at] ^= 2;
+            resum(frame);
+        });
+        assert!(count > 1, "byte {at}");
+    }
+    // Shorter than the first, it is the last.
+    let short = spoilt(|frame| {
+        frame.truncate(frame.len() - 10);
+        let length = frame.len() as u16 - 14;
+        frame[16..18].copy_from_slice(&length.to_be_bytes());
+        resum(frame);
+    });
+    assert_eq!(short, 2);
+}
+
+#[test]
+fn joined_frames_are_no_longer_than_a_packet_may_be() {
+    let sent = Super { flags: 0x10, payload: vec![1; 65_000], gso_size: 1000, ..tcp() };
+    let mut segments = cut(&sent.header(), &sent.frame()).unwrap();
+    let more = Super { sequence: sent.sequence.wrapping_add(65_000), id: sent.id.wrapping_add(65), payload: vec![1; 3000], ..sent.clone() };
+    segments.extend(cut(&more.header(), &more.frame()).unwrap());
+    let lengths: Vec<usize> = joined(&segments).iter().map(|(_, frame)| frame.len()).collect();
+    assert_eq!(lengths, [sent.headers() + 65_000, sent.headers() + 3000]);
+}
+
+#[test]
+fn a_frame_that_lost_its_header_is_known_by_its_checksum() {
+    for ipv6 in [false, true] {
+        let sent = Super { ipv6, gso_size: 1400 - if ipv6 { 60 } else { 40 }, payload: vec![3; 9000], tcp_options: 0, ..tcp() };
+        assert_eq!(offload::guess(&sent.frame(), 1400), sent.header());
+        let short = Super { payload: vec![3; 100], ..sent };
+        let header = VnetHeader { gso_type: offload::GSO_NONE, gso_size: 0, hdr_len: 0, ..short.header() };
+        assert_eq!(offload::guess(&short.frame(), 1400), header);
+        let mut whole = short.frame();
+        offload::complete(&header, &mut whole).unwrap();
+        assert_eq!(offload::guess(&whole, 1400), VnetHeader::default());
+    }
+    for len in 0..60 {
+        assert_eq!(offload::guess(&tcp().frame()[..len], 1400), VnetHeader::default());
     }
 }

@@ -1,0 +1,62 @@
+"""What two machines on one wire show each other, by programs that are not ours: echoes, 20 MB each way, a VLAN of their own."""
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import deadline
+import vlan_device
+from namespaces import Namespace
+
+BULK = 20_000_000
+PORT = 7000
+
+
+def answered(namespace: Namespace, address: str, within: float = 20) -> None:
+    """Wait for the first answer to a ping."""
+    words = [*namespace.enter, "ping", "-n", "-c", "1", "-W", "1", address]
+
+    def asked() -> bool:
+        return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+
+    deadline.until(asked, f"an answer of {address}", within)
+
+
+def ping(namespace: Namespace, address: str, size: int = 56) -> None:
+    """Ping three times; every answer has to come, and no packet may be cut to fragments."""
+    said = namespace.run(
+        "ping", "-n", "-c", "3", "-i", "0.2", "-W", "5", "-M", "do", "-s", str(size), address
+    )
+    assert " 0% packet loss" in said, said
+
+
+def bulk(client: Namespace, server: Namespace, address: str, directory: Path) -> None:
+    """20 MB from the client to the server by socat, and 20 MB back, each compared by its sha256; the client dials."""
+    blob, got = directory / "blob", directory / "got"
+    blob.write_bytes(os.urandom(BULK))
+    want = hashlib.sha256(blob.read_bytes()).hexdigest()
+    kind, host = ("TCP6", f"[{address}]") if ":" in address else ("TCP4", address)
+    listen, dial = f"{kind}-LISTEN:{PORT},reuseaddr", f"{kind}:{host}:{PORT}"
+    read, write = f"FILE:{blob}", f"CREATE:{got}"
+    for near, far in (((read, dial), (listen, write)), ((dial, write), (read, listen))):
+        got.unlink(missing_ok=True)
+        with server.running("socat", "-u", *far) as process:
+            deadline.until(lambda: f":{PORT} " in server.run("ss", "-Hltn"), "socat listening")
+            client.run("socat", "-u", *near)
+            assert process.wait(30) == 0
+        assert hashlib.sha256(got.read_bytes()).hexdigest() == want
+
+
+@contextlib.contextmanager
+def vlan(namespace: Namespace, link: str, number: int, address: str) -> Iterator[None]:
+    """A VLAN interface on a link, with an address, by a program in user space: this kernel need not have 8021q."""
+    name = f"v{number}"
+    with namespace.running(sys.executable, vlan_device.__file__, link, name, str(number)) as device:
+        assert device.stdout.readline() == "ready\n"
+        namespace.run("ip", "link", "set", name, "mtu", "1400", "up")
+        namespace.run("ip", "address", "add", address, "dev", name)
+        yield
