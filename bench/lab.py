@@ -26,17 +26,19 @@ def missing() -> str | None:
 class Lab:
     """`shardnet start -c FILE` in a corner; `shards = 0` leaves the placement to shardnet."""
 
-    def __init__(self, place: corner.Corner, sections: list[str], shards: int = 0) -> None:
-        self.place = place
+    def __init__(
+        self, place: corner.Corner, sections: list[str], shards: int = 0, name: str = NAME, inside: str = "s"
+    ) -> None:
+        self.place, self.name, self.inside = place, name, inside
         self.ports = len(sections)
-        self.file = place.path / "bench.ini"
-        head = f"[lab]\nname = {NAME}\n" + (f"shards = {shards}\n" if shards else "")
+        self.file = place.path / f"{name}.ini"
+        head = f"[lab]\nname = {name}\n" + (f"shards = {shards}\n" if shards else "")
         self.file.write_text("\n".join([head, *sections]))
         self.environment = {"SHARDNET_RUN_DIR": str(place.path / "run")}
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Start it and do not wait."""
-        return self.place.daemon("s", command(), "start", "-c", self.file, **self.environment)
+        return self.place.daemon(self.inside, command(), "start", "-c", self.file, **self.environment)
 
     def start(self) -> None:
         """Start it and wait until every port is there."""
@@ -55,7 +57,7 @@ class Lab:
     def status(self) -> dict[str, Any]:
         environment = [f"{key}={value}" for key, value in self.environment.items()]
         status: dict[str, Any] = json.loads(
-            corner.run("env", *environment, command(), "status", "-l", NAME, "-o", "json")
+            corner.run("env", *environment, command(), "status", "-l", self.name, "-o", "json")
         )
         return status
 

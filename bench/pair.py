@@ -19,19 +19,29 @@ def tcp(streams: int) -> Callable[[corner.Corner, str, Round], None]:
     """Bulk from `a` to `b` by iperf3."""
 
     def measure(place: corner.Corner, name: str, turn: Round) -> None:
-        server = place.client("b", "iperf3", "--server", "--one-off", "--forceflush")
-        corner.said(server, "listening")
-        before = place.cpu_s()
-        how = ("--time", max(1, round(turn.seconds)), "--parallel", streams, "--json")
-        report = place.run("a", "iperf3", "--client", peers.RIGHT, *how)
-        used_s = place.cpu_s() - before
-        received = json.loads(report)["end"]["sum_received"]
-        server.communicate()
-        turn.add(f"tcp{streams}", name, received["bits_per_second"] / 1e9)
+        rate, cost = stream(place, turn.seconds, "a", "b", peers.RIGHT, streams)
+        turn.add(f"tcp{streams}", name, rate)
         if place.daemons:
-            turn.add(f"tcp{streams} cpu", name, used_s / (received["bytes"] / 1e9))
+            turn.add(f"tcp{streams} cpu", name, cost)
 
     return measure
+
+
+def stream(
+    place: corner.Corner, seconds: float, source: str, target: str, address: str, streams: int = 1
+) -> tuple[float, float]:
+    """Bulk by iperf3: Gbit/s that arrive, CPU seconds of the switch for each of their GB."""
+    server = place.client(target, "iperf3", "--server", "--one-off", "--forceflush")
+    corner.said(server, "listening")
+    before = place.cpu_s()
+    how = ("--time", max(1, round(seconds)), "--parallel", streams, "--json")
+    report = place.run(source, "iperf3", "--client", address, *how)
+    used_s = place.cpu_s() - before
+    received = json.loads(report)["end"]["sum_received"]
+    server.communicate()
+    if not received["bytes"]:
+        raise corner.Failed("iperf3: nothing arrived")
+    return received["bits_per_second"] / 1e9, used_s / (received["bytes"] / 1e9)
 
 
 def udp64(place: corner.Corner, name: str, turn: Round) -> None:

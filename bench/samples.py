@@ -48,6 +48,15 @@ MEASURES = {
         )
     },
     **{
+        f"tunnel {way}{what}": Measure(f"TCP {title}{of}", unit, "tunnel", control, digits)
+        for way, title in (("out", "there"), ("in", "back"))
+        for what, of, unit, control, digits in (
+            ("", "", "Gbit/s", "kernel vxlan", 2),
+            (" cpu", ", CPU", "s/GB", "qemu l2tpv3", 2),
+        )
+    },
+    "tunnel udp64": Measure("UDP 64 B delivered", "kframes/s", "tunnel", "kernel vxlan"),
+    **{
         f"user {way} {mtu}{what}": Measure(f"{title}, mtu {mtu:,}{of}", unit, "user-tcp", "slirp4netns", digits)
         for way, title in (("out", "to the host"), ("in", "to the guest"))
         for mtu in (1500, 65520)
