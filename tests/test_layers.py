@@ -23,7 +23,7 @@ LAYERS = [
     r"workers(\..*)?|services(\..*)?|plugged",
     r"connection|datagrams|answers|vhost",
     r"line|manual",
-    r"shardnet|ini|switch|kinds|timers|links|addresses|forwards|serving|statedir|(dhcp|dns)(\..*)?",
+    r"shardnet|ini|switch|kinds|timers|links|masters|addresses|forwards|serving|statedir|(dhcp|dns)(\..*)?",
     r"control",
     r"tftp(\..*)?|smb(\..*)?",
     r"options|rundir|title|capturefile",

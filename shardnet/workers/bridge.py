@@ -4,7 +4,8 @@ With the right to do so (CAP_NET_ADMIN) the TAP is made and put on the bridge he
 on, without an address, and removes it when the last of its interfaces has left with the lab. Without that right, or where `helper`
 is given, QEMU's setuid qemu-bridge-helper does it: /etc/qemu/bridge.conf has to say `allow BRIDGE`.
 
-The TAP lives as that of [tap]: it survives the death of its worker, and comes back when somebody deletes it.
+The TAP lives as that of [tap]: it survives the death of its worker, and comes back when somebody deletes it. It goes back on the bridge
+when that was removed and is there again, or somebody took the TAP off it.
 """
 
 import array
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardnet import links, options
+from shardnet import links, masters, options
 from shardnet.workers import tap
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 HELPER = Path("/usr/lib/qemu/qemu-bridge-helper")
 HELPER_S = 10.0
 OURS = "shardnet"  # ifalias of a bridge that was made here
+NEWS = "news"  # name of a deposit
 HIGH = b"\xfe"  # a bridge takes the lowest address of its interfaces; a TAP's is to be none of them
 
 NO_QEMU = tap.NO_QEMU
@@ -68,19 +70,62 @@ def check(given: Options) -> Iterator[tuple[str, str]]:
 
 
 class Port(tap.Port):
+    """The TAP, and a socket on which the kernel tells of its links: a worker has no right to ask in the bridge's namespace."""
+
     def __init__(self, given: Options, place: "worker.Place") -> None:
         super().__init__(given.tap, place)
         self.bridge = given
+        self.news: socket.socket | None = None
+
+    def prepare(self) -> None:
+        """As for any TAP; one that is kept and has left its bridge is put on it again."""
+        given = self.bridge
+        with links.namespace(given.netns):
+            with masters.changes() as news:
+                self.place.deposit(NEWS, news.fileno())  # first, so that nothing is missed
+            kept = self._recall()
+            try:
+                if kept and not masters.is_on_bridge(name := links.tap_of(kept[0])[0]):
+                    if given.helper is None:
+                        self._join(name)
+                    else:
+                        self.place.forget("queue0")  # it only puts TAPs on bridges that it makes itself
+            finally:
+                for fd in kept:
+                    os.close(fd)
+        super().prepare()
+
+    def open(self) -> None:
+        super().open()
+        fd = self.place.recall(NEWS)
+        if fd is not None and self.fds:
+            self.news = socket.socket(fileno=fd)
+            self.news.setblocking(False)
+            self.place.watch(self.news.fileno(), self._told)
+        elif fd is not None:
+            os.close(fd)
+
+    def _let_go(self) -> None:
+        super()._let_go()
+        if self.news is not None:
+            self.place.unwatch(self.news.fileno())
+            self.news.close()
+            self.news = None
+
+    def _told(self) -> None:
+        """Links have changed: is the TAP still on a bridge?"""
+        assert self.news is not None
+        if masters.has_left(self.news, self.name):
+            self.place.shard.remove(self.place.port)
+            self._let_go()
+            self._wait(f"{self.name} is no longer on {self.bridge.br}")
 
     def _attach(self) -> list[int]:
         given = self.bridge
         if given.helper is not None:
             return [self._helped(given.helper)]
         try:
-            if given.create:
-                make(given.br)
-            if not links.exists(given.br):
-                raise OSError(errno.ENODEV, "no such bridge (create = on makes it)", given.br)
+            self._find()
             fds = super()._attach()
         except PermissionError:
             if given.create or given.queues > 1 or not HELPER.exists():
@@ -95,6 +140,18 @@ class Port(tap.Port):
                 os.close(fd)
             raise
         return fds
+
+    def _find(self) -> None:
+        """Make sure that there is a bridge."""
+        if self.bridge.create:
+            make(self.bridge.br)
+        if not links.exists(self.bridge.br):
+            raise OSError(errno.ENODEV, "no such bridge (create = on makes it)", self.bridge.br)
+
+    def _join(self, name: str) -> None:
+        """Put the TAP on the bridge."""
+        self._find()
+        join(name, self.bridge.br)
 
     def _helped(self, helper: Path) -> int:
         """A TAP from QEMU's helper, which sends its descriptor over the socket that it is given."""
