@@ -9,10 +9,12 @@ import os
 import signal
 import socket
 import subprocess
+from concurrent import futures
 
 import pytest
 
 import deadline
+import exchange
 import guest as guests
 import labs
 import namespaces
@@ -35,11 +37,11 @@ WAYS = {
     ),
     "client": Way(
         "vhost-user,path={tmp}/vc{n}.sock,server=on,wait=off",
-        "[vhost-user NAME]\npath = {tmp}/vc{n}.sock\nreconnect-ms = 100",
+        "[vhost-user NAME]\npath = {tmp}/vc{n}.sock\nreconnect-ms = 100\nmtu = 9000",
     ),
     "two-queues": Way(
         "vhost-user,path={run}/vq{n}.sock,reconnect=1,queues=2",
-        "[vhost-user NAME]\nserver = on\npath = vq{n}.sock\nqueues = 2",
+        "[vhost-user NAME]\nserver = on\npath = vq{n}.sock\nqueues = 2\nmtu = 9000",
     ),
 }
 # A guest, the host by a TAP, and the world by the user-mode network, on one switch.
@@ -146,16 +148,65 @@ def test_a_guest_a_tap_and_the_world_exchange_super_frames(world, tmp_path):
     assert one.run("awk '/^Tcp:/ {errors = $NF} END {print errors}' /proc/net/snmp").strip() == "0"
 
 
-def test_a_tag_and_an_mtu_of_9000_pass(world):
+def test_bytes_to_and_from_the_world_cross_in_super_frames(world, tmp_path):
+    """Guest to world, world to guest, and a TAP to and from the world: 20 MB each, by their sha256."""
+    lab, (one, _), host = world
+    one.ping("10.0.2.2")
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(exchange.BULK))
+    whole = hashlib.sha256(file.read_bytes()).hexdigest()
+    guest_sum = one.sums["file"]
+    before = {name: lab.counters(name) for name in ("inside", "host", "net0")}
+
+    def read() -> str:
+        with listener.accept()[0] as connection:
+            connection.settimeout(60)
+            digest = hashlib.sha256()
+            while data := connection.recv(1 << 20):
+                digest.update(data)
+            return digest.hexdigest()
+
+    def write() -> None:
+        with listener.accept()[0] as connection:
+            connection.sendall(file.read_bytes())
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, futures.ThreadPoolExecutor() as threads:
+        listener.settimeout(60)
+        port = listener.getsockname()[1]
+        got = threads.submit(read)
+        one.run(f"nc 10.0.2.2 {port} </srv/file", within=60)
+        assert got.result(60) == guest_sum
+        threads.submit(write)
+        assert one.run(f"nc 10.0.2.2 {port} </dev/null | sha256sum", within=60).split()[0] == whole
+        got = threads.submit(read)
+        host.run("socat", "-u", f"FILE:{file}", f"TCP4:10.0.2.2:{port}")
+        assert got.result(60) == whole
+        threads.submit(write)
+        host.run("socat", "-u", f"TCP4:10.0.2.2:{port}", f"CREATE:{tmp_path}/got")
+        assert hashlib.sha256((tmp_path / "got").read_bytes()).hexdigest() == whole
+    more = {
+        name: {key: count - before[name][key] for key, count in lab.counters(name).items() if key in before[name]}
+        for name in before
+    }
+    for name in ("inside", "host"):
+        assert more[name]["rx_super"] > 100, name
+        assert more[name]["tx_super"] > 100, name
+        assert more[name]["segmented"] == more[name]["checksummed"] == 0, name
+    assert more["net0"]["rx_super"] > 200
+    assert more["net0"]["segmented"] == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_tag_and_an_mtu_of_9000_pass(world, way):
     _, (one, two), _ = world
-    nic = list(WAYS).index("server")
+    nic = list(WAYS).index(way)
     for n, guest in ((1, one), (2, two)):
-        guest.run(f"ip link set eth{nic} mtu 9000 && ip link add link eth{nic} name v7 type vlan id 7")
-        guest.run(f"ip link set v7 mtu 8996 up && ip address add 10.0.70.{n}/24 dev v7")
-    one.ping("10.1.0.2", count=5, size=8972)
-    one.ping("10.0.70.2", count=5, size=8968)
-    assert one.fetch("http://10.0.70.2/file") == two.sums["file"]
-    one.run("! ping -c 1 -W 1 -s 8980 -M do 10.1.0.2")
+        guest.run(f"ip link set eth{nic} mtu 9000 && ip link add link eth{nic} name v7{nic} type vlan id 7")
+        guest.run(f"ip link set v7{nic} mtu 8996 up && ip address add 10.0.7{nic}.{n}/24 dev v7{nic}")
+    one.ping(f"10.1.{nic}.2", count=5, size=8972)
+    one.ping(f"10.0.7{nic}.2", count=5, size=8968)
+    assert one.fetch(f"http://10.0.7{nic}.2/file") == two.sums["file"]
+    one.run(f"! ping -c 1 -W 1 -s 8980 -M do 10.1.{nic}.2")
 
 
 def test_a_guest_keeps_its_card_when_shardnet_a_worker_or_qemu_starts_anew(world):
