@@ -2,7 +2,7 @@
 
 usage: bench [options] [ROW...]
 
-Rows: tcp1 tcp4 udp64 pingpong lane stream vhost tunnel user-tcp user-small user-flows user-stream start memory ports tftp dns kill;
+Rows: tcp1 tcp4 udp64 pingpong lane stream vhost tunnel link user-tcp user-small user-flows user-stream start memory ports tftp dns kill;
 user is all four of user's. Without a row, all of them.
 
 options:
@@ -19,7 +19,23 @@ import sys
 
 import docopt
 
-from bench import corner, growth, kill, lanes, names, pair, peers, programs, report, streams, tftp, tunnels, users, vhosts
+from bench import (
+    corner,
+    growth,
+    kill,
+    lanes,
+    links,
+    names,
+    pair,
+    peers,
+    programs,
+    report,
+    streams,
+    tftp,
+    tunnels,
+    users,
+    vhosts,
+)
 from bench.samples import ROWS, Round, Samples
 
 
@@ -27,7 +43,18 @@ def main() -> int:
     given = docopt.docopt(__doc__ or "")
     rows = [one for row in given["ROW"] for one in GROUPS.get(row, (row,))] or list(ROWS)
     chosen = [name.strip() for name in given["--peers"].split(",")] if given["--peers"] else []
-    known = {kind.name for kind in (*peers.TAPS, *peers.STREAMS, *vhosts.VHOSTS, *tunnels.TUNNELS, *users.USERS, *users.STREAMS)}
+    known = {
+        kind.name
+        for kind in (
+            *peers.TAPS,
+            *peers.STREAMS,
+            *vhosts.VHOSTS,
+            *tunnels.TUNNELS,
+            *links.LINES,
+            *users.USERS,
+            *users.STREAMS,
+        )
+    }
     for name, of in [(row, {*ROWS, *GROUPS}) for row in rows] + [(peer, known) for peer in chosen]:
         if name not in of:
             print(f"bench: {name}: not one of {', '.join(sorted(of))}", file=sys.stderr)
@@ -46,6 +73,8 @@ def main() -> int:
             vhosts.measure([kind for kind in vhosts.VHOSTS if not chosen or kind.name in chosen], turn)
         if "tunnel" in rows:
             tunnels.measure([kind for kind in tunnels.TUNNELS if not chosen or kind.name in chosen], turn)
+        if "link" in rows:
+            links.measure([kind for kind in links.LINES if not chosen or kind.name in chosen], turn)
         users.measure(rows, lambda kind: not chosen or kind.name in chosen, turn)
         for row, measure in OWN.items():
             if row in rows:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench import peers, tunnels, users, vhosts
+from bench import links, peers, tunnels, users, vhosts
 from bench.samples import MEASURES, Samples
 
 TABLES = (
@@ -26,6 +26,10 @@ TABLES = (
     (
         "Two hosts and a tunnel between their guests, mtu 1,500",
         ("tunnel out", "tunnel out cpu", "tunnel in", "tunnel in cpu", "tunnel udp64"),
+    ),
+    (
+        "A line that delays and loses, between two network namespaces",
+        ("link reno", "link bbr", "link delay", "link delay cpu", "link none", "link none cpu"),
     ),
     *(
         (
@@ -54,12 +58,23 @@ TABLES = (
 LOAD = os.getloadavg()  # of others, before this run adds its own
 ORDER = [
     peers.Relay.name,
-    *(kind.name for kind in (*peers.TAPS, *peers.STREAMS, *vhosts.VHOSTS, *tunnels.TUNNELS, *users.USERS, *users.STREAMS)),
+    *(
+        kind.name
+        for kind in (
+            *peers.TAPS,
+            *peers.STREAMS,
+            *vhosts.VHOSTS,
+            *tunnels.TUNNELS,
+            *links.LINES,
+            *users.USERS,
+            *users.STREAMS,
+        )
+    ),
 ]  # whatever else there is stands first
 
 HOW_TO_READ = """\
 A cell is the median over the rounds, the lowest and the highest value in brackets, and after × the ratio to the table's control
-(forwarder, ring, qemu stream, testpmd, kernel vxlan, slirp4netns, libslirp, 2 ports, tftpd-hpa, dnsmasq): taken round by round, from two values measured within seconds of each other, then the median. **Compare ratios.**
+(forwarder, ring, qemu stream, testpmd, kernel vxlan, delayer, slirp4netns, libslirp, 2 ports, tftpd-hpa, dnsmasq): taken round by round, from two values measured within seconds of each other, then the median. **Compare ratios.**
 Absolute figures drift by a factor of two within the hour on a virtual machine, and generator, sink and switch share its cores;
 two figures whose spreads overlap are equal. Frames are Ethernet frames without their checksum. CPU is user and system time of the
 switch's processes (the bridge has none: its work is done in the sender's and the receiver's name), including what the kernel does

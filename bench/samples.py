@@ -57,6 +57,16 @@ MEASURES = {
     },
     "tunnel udp64": Measure("UDP 64 B delivered", "kframes/s", "tunnel", "kernel vxlan"),
     **{
+        f"link {sort}{what}": Measure(f"TCP, {title}{of}", "s/GB" if what else unit, "link", "delayer", 2)
+        for sort, title, unit in (
+            ("reno", "10 ms each way, 1 % lost, Reno", "Mbit/s"),
+            ("bbr", "the same, BBR", "Mbit/s"),
+            ("delay", "10 ms each way", "Gbit/s"),
+            ("none", "no delay", "Gbit/s"),
+        )
+        for what, of in (("", ""), (" cpu", ", CPU"))
+    },
+    **{
         f"user {way} {mtu}{what}": Measure(f"{title}, mtu {mtu:,}{of}", unit, "user-tcp", "slirp4netns", digits)
         for way, title in (("out", "to the host"), ("in", "to the guest"))
         for mtu in (1500, 65520)

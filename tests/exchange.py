@@ -28,9 +28,7 @@ def answered(namespace: Namespace, address: str, within: float = 20) -> None:
 
 def ping(namespace: Namespace, address: str, size: int = 56) -> None:
     """Ping three times; every answer has to come, and no packet may be cut to fragments."""
-    said = namespace.run(
-        "ping", "-n", "-c", "3", "-i", "0.2", "-W", "5", "-M", "do", "-s", str(size), address
-    )
+    said = namespace.run("ping", "-n", "-c", "3", "-i", "0.2", "-W", "5", "-M", "do", "-s", str(size), address)
     assert " 0% packet loss" in said, said
 
 

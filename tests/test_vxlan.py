@@ -11,7 +11,6 @@ from shardnet import options
 from shardnet.workers import vxlan
 
 
-
 class Far:
     """A far end in Python, at an address of the loopback network."""
 
@@ -205,7 +204,9 @@ def test_the_kernels_vxlan_device_is_reached(lab, world, tmp_path, here, there, 
     counters = running.counters("way")
     assert counters["segmented"] > 100
     assert counters["tx_frames"] > 2 * exchange.BULK / 1430
-    assert (counters["rx_super"] > 100) == (card == "on"), "a packet through the veth is a segment, or a whole super-frame"
+    assert (counters["rx_super"] > 100) == (card == "on"), (
+        "a packet through the veth is a segment, or a whole super-frame"
+    )
     assert not running.json("drops", "way")
     assert guest.run("nstat", "-asz", "TcpInCsumErrors").split()[2] == "0"
 

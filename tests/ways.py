@@ -146,7 +146,9 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]
                 end.close()
 
 
-def program(*words: object, stdin: int = subprocess.DEVNULL) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+def program(
+    *words: object, stdin: int = subprocess.DEVNULL
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     """A program beside the test, in a process group of its own."""
     return ended(subprocess.Popen([str(word) for word in words], stdin=stdin, stdout=subprocess.DEVNULL,
                                   stderr=subprocess.DEVNULL, process_group=0))  # fmt: skip
@@ -273,7 +275,9 @@ FORMS = {
 
 def way(sort: str) -> dict[str, str]:
     """Addresses and ports of an L2TPv3 port over UDP or IP, of either family."""
-    given = {"src": "::1", "dst": "::1", "ipv6": "on"} if sort.endswith("6") else {"src": "127.0.0.1", "dst": "127.0.0.2"}
+    given = (
+        {"src": "::1", "dst": "::1", "ipv6": "on"} if sort.endswith("6") else {"src": "127.0.0.1", "dst": "127.0.0.2"}
+    )
     if sort.startswith("udp"):
         srcport, dstport = free_ports()
         given |= {"udp": "on", "srcport": srcport, "dstport": dstport}
@@ -306,7 +310,9 @@ def vxlan(site: Site, sort: str, version: int) -> Joined:
     host.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", site.there.name)
     for place, address in zip((host, site.there), hosts, strict=True):
         place.run("ip", "link", "set", "eth0", "mtu", str(site.mtu + 70), "up")
-        place.run("ip", "address", "add", *([f"{address}/64", "nodad"] if version == 6 else [f"{address}/24"]), "dev", "eth0")
+        place.run(
+            "ip", "address", "add", *([f"{address}/64", "nodad"] if version == 6 else [f"{address}/24"]), "dev", "eth0"
+        )
     far = ["group", group, "dev", "eth0"] if sort == "group" else ["local", hosts[1], "remote", hosts[0]]
     ours = [f"group = {group}", "interface = eth0"] if sort == "group" else [f"remote = {hosts[1]}"]
 
@@ -358,7 +364,10 @@ WAYS: dict[str, Way] = {
     "vde with vde_plug2tap": Way(vde_server, mtu=1500, why=SHORT),
     "vde with dpipe": Way(vde_dpipe, mtu=1500, why=SHORT),
     "vde with QEMU": Way(vde_qemu),
-    **{f"l2tpv3 udp4 {form}": Way(functools.partial(session, sort="udp4", form=form), QEMU_MTU, why=QEMU_READS) for form in FORMS},
+    **{
+        f"l2tpv3 udp4 {form}": Way(functools.partial(session, sort="udp4", form=form), QEMU_MTU, why=QEMU_READS)
+        for form in FORMS
+    },
     **{
         f"l2tpv3 {sort} {form}": Way(functools.partial(session, sort=sort, form=form), QEMU_MTU, why=QEMU_READS)
         for sort, form in (("udp6", "everything"), ("ip4", "plain"), ("ip4", "everything"), ("ip6", "plain"))
