@@ -17,7 +17,7 @@ INET = (
 )
 # qapi/net.json and qapi/sockets.json, 7.2 to 10.2, as -netdev writes them; of dgram what its manual names.
 QEMU = {
-    "user": "ipv4 net host ipv6 ipv6-net ipv6-host ipv6-prefix ipv6-prefixlen restrict hostname dns ipv6-dns dhcpstart dnssearch"
+    "user": "ipv4 net ip host ipv6 ipv6-net ipv6-host ipv6-prefix ipv6-prefixlen restrict hostname dns ipv6-dns dhcpstart dnssearch"
     " domainname tftp tftp-server-name bootfile smb smbserver hostfwd guestfwd",
     "tap": "ifname fd fds script downscript br helper sndbuf vnet_hdr vhost vhostfd vhostfds vhostforce queues poll-us",
     "bridge": "br helper",

@@ -36,3 +36,18 @@ def test_every_type_of_this_qemu_is_in_the_table():
     types = re.findall(r"^[a-z][a-z0-9-]+$", said, re.M)
     assert len(types) > 5
     assert set(types) <= page.QEMU.keys()
+
+
+@pytest.mark.needs("qemu-system-x86_64")
+def test_the_table_has_every_type_and_option_that_this_qemu_prints():
+    def printed(*words):
+        return subprocess.run(["qemu-system-x86_64", *words], capture_output=True, text=True, check=True).stdout
+
+    table = {kind: set(keys.split()) for kind, keys in page.QEMU.items()}
+    syntax = re.findall(r"^-netdev ([a-z0-9-]+),id=str(.*(?:\n +\[,.*)*)", printed("-help"), re.M)
+    assert len({kind for kind, _ in syntax}) > 8
+    for kind, text in syntax:
+        short = {key.rpartition(".")[2] for key in table[kind]}  # [,to=maxport] is addr.to
+        unknown = set(re.findall(r",([a-z][\w.-]*)(?=[=\]])", text)) - table[kind] - short
+        assert not unknown, kind
+    assert set(printed("-netdev", "help").splitlines()[1:]) <= set(table)

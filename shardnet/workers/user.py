@@ -67,6 +67,7 @@ FLOWS_PAGE = 400  # 1 ms of the engine's time, and less than a record of the lin
 READS = frozenset({"mtu"})
 # Only services behind the network read them: a change leaves the guests' connections alone.
 PASSED_ON = (settings.KEYS - {"dhcpstart"}) | names.PASSED_ON | tftp.PASSED_ON | smb.PASSED_ON
+REFUSED = {"ip": "QEMU's oldest form of the network, which its documents do not have any more; give net = ADDRESS/24"}
 NO_QEMU = "it is a network, not a guest's port; a guest attaches to a stream or dgram port of the same switch"
 
 
