@@ -284,7 +284,7 @@ pub fn cut_to(header: &mut libc::msghdr, control: &mut Control, size: u16) {
 
 /// The length of each datagram but the last, where several came in together.
 pub fn cut_of(header: &libc::msghdr, control: &Control) -> Option<usize> {
-    if (header.msg_controllen as usize) < CONTROL_HEADER + mem::size_of::<libc::c_int>() {
+    if header.msg_controllen < CONTROL_HEADER + mem::size_of::<libc::c_int>() {
         return None;
     }
     // SAFETY: three words are longer than a header, and aligned for it.
