@@ -9,6 +9,8 @@ SWITCHES: Final[int]  # 64
 COUNTERS: Final[tuple[str, ...]]  # names of a port's counters, drops not among them
 DROP_CAUSES: Final[tuple[str, ...]]  # names of the reasons to drop, ingress first; egress ones begin with "tx_"
 
+PACKET_RING: Final[tuple[int, int, int, int]]  # struct tpacket_req of the ring that add_packet maps
+
 class Arena:
     """The shared memory of a lab. Raises ValueError where the descriptor holds no arena of this version."""
 
@@ -130,6 +132,12 @@ class Shard:
         What comes in has `expected` (session and cookie), then `rest` bytes, before the frame; in front of all of it over `udp` the word with
         the version, and the IP header where the socket is a raw one of IPv4.
         """
+
+    def add_packet(self, port: int, fd: int) -> None:
+        """A packet socket with PACKET_VNET_HDR, PACKET_COPY_THRESH and a receive ring of PACKET_RING (TPACKET_V2); it outlives its worker."""
+
+    def set_link(self, port: int, mtu: int | None) -> None:
+        """Say what the interface behind a port takes, to all who write to it: packets of at most `mtu` bytes, 0: any; None: it has no carrier."""
 
     def add_link(self, port: int, peer: int) -> None:
         """One end of a link; `peer` is the other one, a port of this worker on another switch, which is added by itself."""

@@ -42,7 +42,10 @@ pub enum Way {
     In,
 }
 
-/// Written by the supervisor, but for `macs` and `pressed`.
+/// Of `Record::link`: nothing that is sent arrives.
+pub const NO_LINK: u32 = u32::MAX;
+
+/// Written by the supervisor, but for `macs`, `pressed` and `link`.
 #[repr(C, align(128))]
 pub struct Record {
     pub flags: AtomicU32,
@@ -63,6 +66,9 @@ pub struct Record {
     pub share: AtomicU32,
     /// Not 0 while what waits in front of the port's descriptor is enough; its worker says so (shard/pressure.rs).
     pub pressed: AtomicU32,
+    /// What the interface behind the port takes now: packets of so many bytes at most, 0: of any length, `NO_LINK`: none, it has no
+    /// carrier. Written by the worker that carries it, for those that it is lent to.
+    pub link: AtomicU32,
     /// A bit a worker that captures what passes here.
     pub mirror: AtomicU64,
     pub trunk: [AtomicU64; 64],
@@ -186,6 +192,8 @@ named! {
     ImpairLoss = "impair_loss",
     /// More than the port's line in holds.
     ImpairQueue = "impair_queue",
+    /// The port's queue in the kernel was full, or it was a super-frame of a kind that has no virtio-net header.
+    Overrun = "overrun",
     /// Taken from the descriptor by a worker that died before it went on.
     WorkerDied = "worker_died",
     TxOversize = "tx_oversize",

@@ -65,6 +65,7 @@ pub fn clear_port(arena: &Arena, port: Port) {
     arena.advance();
     forget(arena, record.switch.load(Ordering::Relaxed) as usize, port);
     record.macs.store(0, Ordering::Relaxed);
+    record.link.store(0, Ordering::Relaxed);
     record.mirror.store(0, Ordering::Relaxed);
     record.pressed.store(0, Ordering::Relaxed);
     for worker in arena.workers() {

@@ -215,6 +215,15 @@ pub unsafe fn write_pieces(fd: RawFd, pieces: &[libc::iovec]) -> io::Result<usiz
     checked_len(unsafe { libc::writev(fd, pieces.as_ptr(), pieces.len() as libc::c_int) })
 }
 
+/// Read into the pieces in one call.
+///
+/// # Safety
+/// Each piece points to bytes that may be written.
+pub unsafe fn read_pieces(fd: RawFd, pieces: &[libc::iovec]) -> io::Result<usize> {
+    // SAFETY: as the caller promises.
+    checked_len(unsafe { libc::readv(fd, pieces.as_ptr(), pieces.len() as libc::c_int) })
+}
+
 /// Receive up to `messages.len()` datagrams, without waiting.
 ///
 /// # Safety
@@ -240,10 +249,24 @@ pub unsafe fn send_many(fd: RawFd, messages: &mut [libc::mmsghdr]) -> io::Result
 
 /// SOCK_DGRAM, SOCK_SEQPACKET, …; None where the descriptor is no socket.
 pub fn socket_type(fd: RawFd) -> Option<libc::c_int> {
-    let (mut kind, mut len): (libc::c_int, _) = (0, size_of::<libc::c_int>() as libc::socklen_t);
-    // SAFETY: `kind` is a valid place of `len` bytes for the answer.
-    let result = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &mut len) };
-    (result == 0).then_some(kind)
+    socket_option(fd, libc::SOL_SOCKET, libc::SO_TYPE, 0).ok()
+}
+
+/// An option of a socket that is a plain value of the kernel's.
+fn socket_option<T: Copy>(fd: RawFd, level: libc::c_int, name: libc::c_int, mut value: T) -> io::Result<T> {
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: `value` is a valid place of `len` bytes for the answer.
+    check(unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &mut len) }).map(|_| value)
+}
+
+/// Frames that a packet socket had no room for since this was asked last (PACKET_STATISTICS; struct tpacket_stats).
+pub fn packet_drops(fd: RawFd) -> io::Result<u64> {
+    socket_option(fd, libc::SOL_PACKET, libc::PACKET_STATISTICS, [0u32; 2]).map(|[_, drops]| drops.into())
+}
+
+/// The error that a socket has to tell, which is told once.
+pub fn socket_error(fd: RawFd) -> Option<libc::c_int> {
+    socket_option(fd, libc::SOL_SOCKET, libc::SO_ERROR, 0).ok().filter(|&error: &libc::c_int| error != 0)
 }
 
 /// Is it a UDP socket of IPv4 or IPv6?

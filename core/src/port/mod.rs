@@ -6,22 +6,27 @@
 pub mod capture;
 pub mod dgram;
 pub mod link;
+pub mod packet;
 pub mod stream;
 pub mod tap;
 pub mod tunnel;
 pub mod vhost;
 
+use std::io;
+use std::os::fd::RawFd;
 use std::ptr;
 
 use crate::frame;
 use crate::lane::{FRAME_MOST, HEADROOM, VNET_LEN};
-use crate::offload::{self, VnetHeader};
+use crate::offload::{self, GSO_NONE, VnetHeader};
 use crate::ports::{Cause, Cell, Counter, Port};
 use crate::switch::Edit;
+use crate::sys;
 
 pub use capture::Capture;
 pub use dgram::Dgram;
 pub use link::Link;
+pub use packet::Packet;
 pub use stream::Stream;
 pub use tap::Tap;
 pub use vhost::Vhost;
@@ -134,6 +139,38 @@ impl Piece {
         }
         header
     }
+}
+
+/// Write a frame as it leaves, its virtio-net header before it, in one call; true for a super-frame.
+///
+/// # Safety
+/// The piece is readable, with its virtio-net header before it.
+unsafe fn write(fd: RawFd, piece: &Piece) -> io::Result<bool> {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let is_super = piece.frame.sub(VNET_LEN).add(1).read_volatile() != GSO_NONE;
+        match piece.edit {
+            Edit::Keep => sys::write(fd, piece.frame.sub(VNET_LEN), VNET_LEN + piece.len)?,
+            _ => write_edited(fd, piece)?,
+        };
+        Ok(is_super)
+    }
+}
+
+/// # Safety
+/// `piece` is readable.
+unsafe fn write_edited(fd: RawFd, piece: &Piece) -> io::Result<usize> {
+    let (mut top, top_len, rest) = piece.top();
+    let mut header = [0u8; VNET_LEN];
+    piece.vnet_out().write(&mut header);
+    let pieces = [
+        libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: VNET_LEN },
+        libc::iovec { iov_base: top.as_mut_ptr().cast(), iov_len: top_len },
+        // SAFETY: `rest` is within the frame.
+        libc::iovec { iov_base: unsafe { piece.frame.add(rest) }.cast_mut().cast(), iov_len: piece.len - rest },
+    ];
+    // SAFETY: three readable pieces.
+    unsafe { sys::write_pieces(fd, &pieces) }
 }
 
 /// Private memory of a worker in which a frame is worked on.

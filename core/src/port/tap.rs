@@ -7,12 +7,10 @@ use std::io;
 use std::os::fd::RawFd;
 
 use crate::lane::{FRAME_MOST, VNET_LEN};
-use crate::offload::{GSO_NONE, LEN};
 use crate::ports::{Cause, Cell, Counter};
 use crate::sys;
 
 use super::{Piece, Refusal};
-use crate::switch::Edit;
 
 pub struct Tap {
     pub queues: Vec<RawFd>,
@@ -42,18 +40,9 @@ impl Tap {
     }
 
     pub fn send(&mut self, piece: &Piece, cell: &Cell) -> Result<(), Refusal> {
-        let queue = self.queues[0];
         // SAFETY: a piece is readable, with its virtio-net header before it.
-        let (sent, is_super) = unsafe {
-            let is_super = piece.frame.sub(VNET_LEN).add(1).read_volatile() != GSO_NONE;
-            let sent = match piece.edit {
-                Edit::Keep => sys::write(queue, piece.frame.sub(VNET_LEN), VNET_LEN + piece.len),
-                _ => write_edited(queue, piece),
-            };
-            (sent, is_super)
-        };
-        match sent {
-            Ok(_) => {
+        match unsafe { super::write(self.queues[0], piece) } {
+            Ok(is_super) => {
                 if is_super {
                     cell.add(Counter::TxSuper, 1);
                 }
@@ -62,22 +51,6 @@ impl Tap {
             Err(error) => Err(refusal(&error)),
         }
     }
-}
-
-/// # Safety
-/// `piece` is readable.
-unsafe fn write_edited(queue: RawFd, piece: &Piece) -> io::Result<usize> {
-    let (mut top, top_len, rest) = piece.top();
-    let mut header = [0u8; LEN];
-    piece.vnet_out().write(&mut header);
-    let pieces = [
-        libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: LEN },
-        libc::iovec { iov_base: top.as_mut_ptr().cast(), iov_len: top_len },
-        // SAFETY: `rest` is within the frame.
-        libc::iovec { iov_base: unsafe { piece.frame.add(rest) }.cast_mut().cast(), iov_len: piece.len - rest },
-    ];
-    // SAFETY: three readable pieces.
-    unsafe { sys::write_pieces(queue, &pieces) }
 }
 
 fn refusal(error: &io::Error) -> Refusal {

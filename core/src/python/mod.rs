@@ -11,6 +11,7 @@ mod user;
 use pyo3::prelude::*;
 
 use crate::arena::{PORTS, SWITCHES, WORKERS};
+use crate::port::packet::{BLOCK, SLOT, SLOTS};
 use crate::ports::{CAUSES, COUNTERS};
 
 #[pymodule]
@@ -20,6 +21,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("SWITCHES", SWITCHES)?;
     module.add("COUNTERS", pyo3::types::PyTuple::new(module.py(), COUNTERS)?)?;
     module.add("DROP_CAUSES", pyo3::types::PyTuple::new(module.py(), CAUSES)?)?;
+    module.add("PACKET_RING", (BLOCK, SLOT * SLOTS / BLOCK, SLOT, SLOTS))?;
     module.add_class::<arena::Arena>()?;
     module.add_class::<shard::Shard>()?;
     module.add_function(wrap_pyfunction!(process::drop_privileges, module)?)?;

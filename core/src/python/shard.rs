@@ -13,8 +13,8 @@ use crate::arena::WORKERS;
 use crate::port::dgram::{Address, Peer};
 use crate::port::tunnel::{Far, L2tpv3, Tunnel, Vxlan};
 use crate::port::vhost::{Extent, Places};
-use crate::port::{Capture, Dgram, Stream, Vhost};
-use crate::ports::Worker;
+use crate::port::{Capture, Dgram, Packet, Stream, Vhost};
+use crate::ports::{NO_LINK, Worker};
 use crate::shard::{self, News};
 
 #[pyclass(module = "shardnet._core", unsendable)]
@@ -125,6 +125,16 @@ impl Shard {
         let session = L2tpv3 { head, counter, expected, rest, udp, has_ip_header, count: 0 };
         let remote = address(Some(remote), "remote")?;
         Ok(self.inner.add_dgram(port_of(port)?, Dgram::tunnel(fd, vec![fd], remote, Tunnel::L2tpv3(session)))?)
+    }
+
+    fn add_packet(&mut self, port: usize, fd: RawFd) -> PyResult<()> {
+        Ok(self.inner.add_packet(port_of(port)?, Packet::new(fd)?)?)
+    }
+
+    #[pyo3(signature = (port, mtu))]
+    fn set_link(&mut self, port: usize, mtu: Option<u32>) -> PyResult<()> {
+        self.inner.set_link(port_of(port)?, mtu.unwrap_or(NO_LINK));
+        Ok(())
     }
 
     fn add_link(&mut self, port: usize, peer: usize) -> PyResult<()> {

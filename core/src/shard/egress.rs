@@ -1,9 +1,11 @@
 //! The way out: from the lanes that come in, or from a port of this worker, to a port's engine.
 
+use std::sync::atomic::Ordering;
+
 use super::{BURST, Engine, Shard, bits};
 use crate::lane::{Entry, FORWARD, MIRROR_IN, MIRROR_OUT, TAGGED};
 use crate::port::{Piece, Refusal};
-use crate::ports::{Cause, Counter, NOBODY, Port, Worker};
+use crate::ports::{Cause, Cell, Counter, NO_LINK, NOBODY, Port, Worker};
 use crate::switch;
 
 use super::ingress::packet_len;
@@ -14,7 +16,7 @@ const TAGGED_LEAST: u32 = 18;
 impl Shard {
     /// Take what other workers sent; true where a lane has more.
     pub(super) fn drain_lanes(&mut self) -> bool {
-        let senders = self.arena.worker(self.me).senders.0.load(std::sync::atomic::Ordering::Acquire);
+        let senders = self.arena.worker(self.me).senders.0.load(Ordering::Acquire);
         let mut more = false;
         for from in bits(senders) {
             more |= self.drain_lane(from);
@@ -115,19 +117,22 @@ impl Shard {
         if !config.up {
             return Err(Refusal::Drop(Cause::TxDown));
         }
-        if config.mtu != 0 {
+        let link = self.arena.port(to).link.load(Ordering::Relaxed);
+        if link == NO_LINK {
+            return Err(Refusal::Drop(Cause::TxDown));
+        }
+        let mtu = [config.mtu, link as usize].into_iter().filter(|&mtu| mtu != 0).min();
+        if let Some(mtu) = mtu {
             let vlan = if piece.leaves_tagged() { TAGGED } else { 0 };
-            if packet_len(&piece.vnet_out(), piece.wire_len(), vlan) > config.mtu {
+            if packet_len(&piece.vnet_out(), piece.wire_len(), vlan) > mtu {
                 return Err(Refusal::Drop(Cause::TxOversize));
             }
         }
         let Some(mut carried) = self.ports[usize::from(to)].take() else { return Err(Refusal::Drop(Cause::TxDown)) };
         let cell = self.arena.cell(self.me, to);
         let sent = match &mut carried.engine {
-            Engine::Tap(tap) => tap.send(piece, cell).inspect(|()| {
-                cell.add(Counter::TxFrames, 1);
-                cell.add(Counter::TxBytes, piece.wire_len() as u64);
-            }),
+            Engine::Tap(tap) => tap.send(piece, cell).inspect(|()| count_sent(cell, piece)),
+            Engine::Packet(packet) => packet.send(piece, cell).inspect(|()| count_sent(cell, piece)),
             Engine::Stream(stream) => stream.send(piece, cell, &mut self.bench),
             Engine::Dgram(dgram) => dgram.send(piece, cell, &mut self.bench),
             Engine::Vhost(device) => device.send(piece, cell, &mut self.bench),
@@ -152,7 +157,7 @@ impl Shard {
                 return sent;
             }
             Ok(())
-                if !matches!(carried.engine, Engine::Tap(_) | Engine::User(_) | Engine::Link(_))
+                if !matches!(carried.engine, Engine::Tap(_) | Engine::User(_) | Engine::Link(_) | Engine::Packet(_))
                     && !carried.dirty
                     && !carried.waits_writable =>
             {
@@ -173,4 +178,10 @@ impl Shard {
         }
         sent
     }
+}
+
+/// Count a frame that its descriptor has taken.
+fn count_sent(cell: &Cell, piece: &Piece) {
+    cell.add(Counter::TxFrames, 1);
+    cell.add(Counter::TxBytes, piece.wire_len() as u64);
 }

@@ -81,6 +81,7 @@ impl Shard {
             Engine::User(_) => self.read_user(carried),
             Engine::Vhost(_) => self.read_vhost(carried),
             Engine::Link(_) => self.read_link(carried),
+            Engine::Packet(_) => self.read_packet(carried),
         }
     }
 

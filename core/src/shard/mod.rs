@@ -11,6 +11,7 @@ mod egress;
 mod handover;
 mod impaired;
 mod ingress;
+mod packet;
 mod pressure;
 mod vhost;
 
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::arena::{Arena, PORTS, SWITCHES, WORKERS};
 use crate::lane::{Consumer, Producer};
-use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Link, Stream, Tap, Vhost};
+use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Link, Packet, Stream, Tap, Vhost};
 use crate::ports::{self, Cause, Counter, NOBODY, Port, Vlan, Worker};
 use crate::switch::View;
 use crate::sys::{self, Epoll, Ready};
@@ -54,6 +55,7 @@ enum Engine {
     User(Box<Network>),
     Vhost(Box<Vhost>),
     Link(Link),
+    Packet(Packet),
 }
 
 /// Where a port's last frame went.
@@ -176,12 +178,16 @@ impl Shard {
         self.add(port, Engine::Tap(Tap::new(queues)), false)
     }
 
-    /// Write to another worker's TAP ourselves, while nothing of ours waits in the lane to that worker.
+    /// Write to another worker's TAP or packet socket ourselves, while nothing of ours waits in the lane to that worker.
     pub fn lend(&mut self, port: Port, queue: RawFd) -> io::Result<()> {
         if self.ports.get(usize::from(port)).is_some_and(|there| there.as_ref().is_some_and(|there| there.lent)) {
             self.remove(port);
         }
-        self.add(port, Engine::Tap(Tap::new(vec![queue])), true)
+        let engine = match sys::socket_type(queue) {
+            Some(_) => Engine::Packet(Packet::lent(queue)),
+            None => Engine::Tap(Tap::new(vec![queue])),
+        };
+        self.add(port, engine, true)
     }
 
     pub fn add_stream(&mut self, port: Port, stream: Stream) -> io::Result<()> {
@@ -558,6 +564,7 @@ impl Carried {
             Engine::User(network) => (&[][..], None, Some(network.epoll_fd())),
             Engine::Vhost(device) => (&[][..], Some(device.kicks()), None),
             Engine::Link(_) => (&[][..], None, None),
+            Engine::Packet(packet) => (&[][..], None, Some(packet.fd)),
         };
         many.iter().copied().chain(kicks.into_iter().flatten()).chain(one)
     }
@@ -573,7 +580,7 @@ impl Carried {
     /// The descriptor that may have to be waited for before it can be written.
     fn writer(&self) -> Option<RawFd> {
         match &self.engine {
-            Engine::Tap(_) | Engine::User(_) | Engine::Vhost(_) | Engine::Link(_) => None,
+            Engine::Tap(_) | Engine::User(_) | Engine::Vhost(_) | Engine::Link(_) | Engine::Packet(_) => None,
             Engine::Stream(stream) => Some(stream.write_fd),
             Engine::Dgram(dgram) => Some(dgram.send_fd()),
         }
@@ -585,7 +592,7 @@ impl Carried {
 
     fn queued(&self) -> usize {
         match &self.engine {
-            Engine::Tap(_) | Engine::User(_) => 0,
+            Engine::Tap(_) | Engine::User(_) | Engine::Packet(_) => 0,
             Engine::Stream(stream) => stream.queued(),
             Engine::Dgram(dgram) => dgram.queued(),
             Engine::Vhost(device) => device.queued(),
@@ -597,13 +604,13 @@ impl Carried {
     fn pending(&self) -> usize {
         match &self.engine {
             Engine::Dgram(dgram) => dgram.pending(),
-            Engine::Tap(_) | Engine::Stream(_) | Engine::User(_) | Engine::Vhost(_) | Engine::Link(_) => 0,
+            Engine::Tap(_) | Engine::Stream(_) | Engine::User(_) | Engine::Vhost(_) | Engine::Link(_) | Engine::Packet(_) => 0,
         }
     }
 
     fn is_full(&self) -> bool {
         match &self.engine {
-            Engine::Tap(_) | Engine::User(_) => false,
+            Engine::Tap(_) | Engine::User(_) | Engine::Packet(_) => false,
             Engine::Stream(stream) => stream.is_full(),
             Engine::Dgram(dgram) => dgram.is_full(),
             Engine::Vhost(device) => device.is_full(),
@@ -613,7 +620,7 @@ impl Carried {
 
     fn flush(&mut self, cell: &crate::ports::Cell) -> Flush {
         match &mut self.engine {
-            Engine::Tap(_) | Engine::User(_) | Engine::Link(_) => Flush::Idle,
+            Engine::Tap(_) | Engine::User(_) | Engine::Link(_) | Engine::Packet(_) => Flush::Idle,
             Engine::Stream(stream) => stream.flush(cell),
             Engine::Dgram(dgram) => dgram.flush(cell),
             Engine::Vhost(device) => device.flush(cell),
