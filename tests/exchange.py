@@ -2,11 +2,13 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import deadline
 import vlan_device
@@ -14,6 +16,7 @@ from namespaces import Namespace
 
 BULK = 20_000_000
 PORT = 7000
+CHECKSUMS = ("TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors", "IcmpInCsumErrors")
 
 
 def answered(namespace: Namespace, address: str, within: float = 20) -> None:
@@ -58,3 +61,21 @@ def vlan(namespace: Namespace, link: str, number: int, address: str) -> Iterator
         namespace.run("ip", "link", "set", name, "mtu", "1400", "up")
         namespace.run("ip", "address", "add", address, "dev", name)
         yield
+
+
+def iperf3(here: Namespace, there: Namespace, address: str, *options: str) -> dict[str, Any]:
+    """Run iperf3 from here to there and return the end of its report."""
+    with there.running("iperf3", "--server", "--one-off"):
+        deadline.until(lambda: ":5201 " in there.run("ss", "-Hltn"), "iperf3 listening")
+        return json.loads(here.run("iperf3", "--json", "--client", address, *options))["end"]
+
+
+def counted(side: Namespace, name: str) -> int:
+    """One of the kernel's counters of a namespace."""
+    (line,) = [line for line in side.run("nstat", "-asz", name).splitlines() if not line.startswith("#")]
+    return int(line.split()[1])
+
+
+def wrong_checksums(*sides: Namespace) -> int:
+    """How many segments and datagrams these have thrown away for their checksum."""
+    return sum(counted(side, name) for side in sides for name in CHECKSUMS)

@@ -1,15 +1,12 @@
 """Two network namespaces through two TAP ports: what the kernel's own stack makes of the lab."""
 
-import contextlib
 import hashlib
-import json
 import os
-import sys
 
 import pytest
 
 import deadline
-import vlan_device
+from exchange import counted, iperf3, vlan, wrong_checksums
 
 pytestmark = pytest.mark.needs("root", "/dev/net/tun", "iperf3", "ethtool", "busybox")
 
@@ -40,10 +37,7 @@ class Pair:
     def iperf3(self, *options, client="left"):
         """Run iperf3 from one side to the other and return its report."""
         here, there = (self.left, self.right) if client == "left" else (self.right, self.left)
-        with there.running("iperf3", "--server", "--one-off"):
-            deadline.until(lambda: ":5201 " in there.run("ss", "-Hltn"), "iperf3 listening")
-            said = here.run("iperf3", "--json", "--client", *options)
-        return json.loads(said)["end"]
+        return iperf3(here, there, *options)
 
     def fetch(self, file):
         """Fetch a file from right to left over http; returns the sha256 of what came."""
@@ -54,24 +48,7 @@ class Pair:
 
     def wrong_checksums(self):
         """How many segments and datagrams the two sides have thrown away for their checksum."""
-        names = ("TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors", "IcmpInCsumErrors")
-        return sum(counted(side, name) for side in (self.left, self.right) for name in names)
-
-
-def counted(side, name):
-    """One of the kernel's counters of a namespace."""
-    (line,) = [line for line in side.run("nstat", "-asz", name).splitlines() if not line.startswith("#")]
-    return int(line.split()[1])
-
-
-@contextlib.contextmanager
-def tagged(side, link, address):
-    """An interface in VLAN 10 over `link`, with an address."""
-    with side.running(sys.executable, vlan_device.__file__, link, "v10", "10") as device:
-        assert device.stdout.readline() == "ready\n"
-        side.run("ip", "address", "add", address, "dev", "v10")
-        side.run("ip", "link", "set", "v10", "mtu", "1496", "up")
-        yield
+        return wrong_checksums(self.left, self.right)
 
 
 @pytest.fixture(params=[1, 2], ids=["one worker", "two workers"])
@@ -109,7 +86,7 @@ def test_udp_crosses_without_a_loss_but_what_the_receiver_is_too_slow_for(pair):
 
 
 def test_vlan_tagged_traffic_passes_a_plain_port_as_it_is(pair):
-    with tagged(pair.left, "left", "10.10.0.1/24"), tagged(pair.right, "right", "10.10.0.2/24"):
+    with vlan(pair.left, "left", 10, "10.10.0.1/24"), vlan(pair.right, "right", 10, "10.10.0.2/24"):
         assert " 0% packet loss" in pair.left.run("ping", "-c", "3", "-i", "0.05", "10.10.0.2")
         assert pair.iperf3("10.10.0.2", "--time", "1")["sum_received"]["bytes"] > 100_000
         assert {entry["vlan"] for entry in pair.lab.json("fdb")} >= {0, 10}
