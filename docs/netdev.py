@@ -63,13 +63,15 @@ def page() -> str:
         elif kind in LATER:
             out.append("Not there yet.")
         else:
+            if kind in netdev.OURS:
+                out += [f"A `[{netdev.OURS[kind]} NAME]`.", ""]
             out += ["| option | here |", "|---|---|", *(f"| `{key}` | {fate(kind, key)} |" for key in keys.split())]
     return "\n".join(out) + "\n"
 
 
 def fate(kind: str, key: str) -> str:
     """What becomes of an option: what it does, or why it is refused."""
-    module = kinds.module(kind)
+    module = kinds.module(netdev.OURS.get(kind, kind))
     refused = getattr(module, "REFUSED", {})
     if key in refused:
         return f"refused: {refused[key]}"
@@ -79,7 +81,7 @@ def fate(kind: str, key: str) -> str:
 
 def is_known(kind: str, key: str) -> bool:
     """Is the option of a type that is here either read or refused, and not both?"""
-    module = kinds.module(kind)
+    module = kinds.module(netdev.OURS.get(kind, kind))
     read = {options.key_of(field) for field in options.declared(module.Options)}
     return (key in read) != (key in getattr(module, "REFUSED", {}))
 

@@ -20,13 +20,13 @@ REFUSED = {
     "hubport": "a port of a hub is any port of a [switch NAME] with mode = hub (switch = NAME puts it there)",
     "nic": "a NIC is the guest's side, and it stays with QEMU",
     "none": "no port",
-    "af-xdp": "AF_XDP loses super-frames and is slower than a TAP; put the interface on a bridge, and the lab there by [bridge NAME]",
-    "netmap": "it takes a kernel with netmap; put the interface on a bridge, and the lab there by [bridge NAME]",
+    "netmap": "it takes a kernel with netmap; [packet NAME] carries the interface without",
     "vmnet-host": "it is of macOS",
     "vmnet-shared": "it is of macOS",
     "vmnet-bridged": "it is of macOS",
     "vhost-vdpa": "the device is handed to the guest by QEMU itself, so no frame passes here",
 }
+OURS = {"af-xdp": "packet"}  # types that are called otherwise here
 
 
 def read(spec: str) -> lab.Section:
@@ -70,6 +70,7 @@ def _section(spec: str) -> lab.Section:
         found.setdefault(key, []).append(value.strip())
     kind, name = (found.pop(key, [""])[-1] for key in ("type", "id"))
     mistakes = []
+    kind = OURS.get(kind, kind)
     if not kind:
         mistakes.append(options.Mistake("type", "missing"))
     elif kind in REFUSED or kind in kinds.OWN:

@@ -16,8 +16,11 @@ FILES = sorted((ROOT / "conf").glob("*.ini"))
 @pytest.mark.needs("root", "/dev/net/tun")
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 def test_a_lab_of_conf_runs_as_it_stands(file, namespace):
-    for name in re.findall(r"^netns = (\S+)", file.read_text(), re.M):
+    text = file.read_text()
+    for name in dict.fromkeys(re.findall(r"(?:^netns =|ip netns add) ([\w.-]+)", text, re.M)):
         namespace("", name)
+    for commands in re.findall(r"^; and so has the interface: +(.*(?:\n;  +.*)*)", text, re.M):
+        subprocess.run(["sh", "-ec", commands.replace("\n;", "\n")], check=True)
     lab = labs.Lab(file)
     try:
         states = {port["name"]: port["state"] for port in lab.json("status")["ports"]}

@@ -12,7 +12,7 @@ import netdev as page  # noqa: E402  docs/netdev.py
 
 from shardnet import kinds, lab, netdev  # noqa: E402
 
-HERE = [kind for kind in page.QEMU if kind in kinds.names()]
+HERE = [kind for kind in page.QEMU if netdev.OURS.get(kind, kind) in kinds.names()]
 
 
 @pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind in HERE for key in page.QEMU[kind].split()])
