@@ -2,7 +2,7 @@
 
 usage: bench [options] [ROW...]
 
-Rows: tcp1 tcp4 udp64 pingpong lane stream vhost tunnel link user-tcp user-small user-flows user-stream start memory ports tftp dns kill;
+Rows: tcp1 tcp4 udp64 pingpong lane stream vhost tunnel link packet user-tcp user-small user-flows user-stream start memory ports tftp dns kill;
 user is all four of user's. Without a row, all of them.
 
 options:
@@ -26,6 +26,7 @@ from bench import (
     lanes,
     links,
     names,
+    packets,
     pair,
     peers,
     programs,
@@ -51,6 +52,7 @@ def main() -> int:
             *vhosts.VHOSTS,
             *tunnels.TUNNELS,
             *links.LINES,
+            *packets.PACKETS,
             *users.USERS,
             *users.STREAMS,
         )
@@ -75,6 +77,8 @@ def main() -> int:
             tunnels.measure([kind for kind in tunnels.TUNNELS if not chosen or kind.name in chosen], turn)
         if "link" in rows:
             links.measure([kind for kind in links.LINES if not chosen or kind.name in chosen], turn)
+        if "packet" in rows:
+            packets.measure([kind for kind in packets.PACKETS if not chosen or kind.name in chosen], turn)
         users.measure(rows, lambda kind: not chosen or kind.name in chosen, turn)
         for row, measure in OWN.items():
             if row in rows:

@@ -95,17 +95,25 @@ def answering(place: corner.Corner, source: str = "a", target: str = "b", addres
 def measure(rows: Sequence[str], chosen: Sequence[type[peers.TapPeer]], turn: Round) -> None:
     """One round: every peer set up, then each row through each peer, the first one another one each time."""
     with contextlib.ExitStack() as stack:
-        ready: list[tuple[str, corner.Corner]] = []
-        for kind in chosen:
-            with turn.attempt(kind.name):
-                if why := kind.missing():
-                    raise corner.Failed(why)
-                place = stack.enter_context(corner.Corner(kind.name.replace(" ", "-")))
-                kind().start(place)
-                answering(place)
-                ready.append((kind.name, place))
+        set_up = ready(chosen, turn, stack)
         for index, row in enumerate(row for row in ROWS if row in rows):
-            first = (turn.number + index) % max(1, len(ready))
-            for name, place in ready[first:] + ready[:first]:
+            first = (turn.number + index) % max(1, len(set_up))
+            for name, place in set_up[first:] + set_up[:first]:
                 with turn.attempt(f"{name}, {row}"):
                     ROWS[row](place, name, turn)
+
+
+def ready(
+    chosen: Sequence[type[peers.TapPeer]], turn: Round, stack: contextlib.ExitStack
+) -> list[tuple[str, corner.Corner]]:
+    """Set the peers up; those that could be are there with their names until the stack is unwound."""
+    found: list[tuple[str, corner.Corner]] = []
+    for kind in chosen:
+        with turn.attempt(kind.name):
+            if why := kind.missing():
+                raise corner.Failed(why)
+            place = stack.enter_context(corner.Corner(kind.name.replace(" ", "-")))
+            kind().start(place)
+            answering(place)
+            found.append((kind.name, place))
+    return found

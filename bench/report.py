@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench import links, peers, tunnels, users, vhosts
+from bench import links, packets, peers, tunnels, users, vhosts
 from bench.samples import MEASURES, Samples
 
 TABLES = (
@@ -30,6 +30,13 @@ TABLES = (
     (
         "A line that delays and loses, between two network namespaces",
         ("link reno", "link bbr", "link delay", "link delay cpu", "link none", "link none cpu"),
+    ),
+    *(
+        (
+            f"Between two namespaces behind veth pairs, or a veth pair and a TAP: {title}",
+            tuple(f"packet {what} {way}{cpu}" for way in ("there", "back") for cpu in ("", " cpu")),
+        )
+        for what, title in (("tcp", "bulk"), ("udp64", "small frames"))
     ),
     *(
         (
@@ -66,6 +73,7 @@ ORDER = [
             *vhosts.VHOSTS,
             *tunnels.TUNNELS,
             *links.LINES,
+            *packets.PACKETS,
             *users.USERS,
             *users.STREAMS,
         )
@@ -74,7 +82,7 @@ ORDER = [
 
 HOW_TO_READ = """\
 A cell is the median over the rounds, the lowest and the highest value in brackets, and after × the ratio to the table's control
-(forwarder, ring, qemu stream, testpmd, kernel vxlan, delayer, slirp4netns, libslirp, 2 ports, tftpd-hpa, dnsmasq): taken round by round, from two values measured within seconds of each other, then the median. **Compare ratios.**
+(forwarder, ring, qemu stream, testpmd, kernel vxlan, delayer, bridge, slirp4netns, libslirp, 2 ports, tftpd-hpa, dnsmasq): taken round by round, from two values measured within seconds of each other, then the median. **Compare ratios.**
 Absolute figures drift by a factor of two within the hour on a virtual machine, and generator, sink and switch share its cores;
 two figures whose spreads overlap are equal. Frames are Ethernet frames without their checksum. CPU is user and system time of the
 switch's processes (the bridge has none: its work is done in the sender's and the receiver's name), including what the kernel does

@@ -67,6 +67,22 @@ MEASURES = {
         for what, of in (("", ""), (" cpu", ", CPU"))
     },
     **{
+        f"packet {what} {way}{cpu}": Measure(
+            f"{title}, {way}{of}", unit, "packet", "bridge" if not cpu else None, digits
+        )
+        for what, title in (("tcp", "TCP"), ("udp64", "UDP 64 B"))
+        for way in ("there", "back")
+        for cpu, of, unit, digits in (
+            ("", "", "Gbit/s" if what == "tcp" else "kframes/s", 1 if what == "tcp" else 0),
+            (
+                " cpu",
+                ", CPU" if what == "tcp" else ", per CPU-second",
+                "s/GB" if what == "tcp" else "kframes",
+                3 if what == "tcp" else 0,
+            ),
+        )
+    },
+    **{
         f"user {way} {mtu}{what}": Measure(f"{title}, mtu {mtu:,}{of}", unit, "user-tcp", "slirp4netns", digits)
         for way, title in (("out", "to the host"), ("in", "to the guest"))
         for mtu in (1500, 65520)
