@@ -132,6 +132,25 @@ def bridge(site: Site, helper: bool = False) -> Joined:
     return Joined(site, running, "eth0", restart)
 
 
+def packet(site: Site, macvtap: bool = False) -> Joined:
+    """A cable to `there`, or a macvtap on one."""
+    host = site.make("host")
+
+    def make() -> None:
+        veth(site, host, "v0")
+        if macvtap:
+            host.run("ip", "link", "add", "link", "v0", "name", "m0", "type", "macvtap", "mode", "passthru")
+            host.run("ip", "link", "set", "m0", "mtu", str(site.mtu), "up")
+
+    def restart() -> None:
+        host.run("ip", "link", "delete", "v0")
+        make()
+
+    make()
+    running = site.lab("[packet way]", f"netns = {host.name}", f"ifname = {'m0' if macvtap else 'v0'}")
+    return Joined(site, running, "eth0", restart)
+
+
 @contextlib.contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """End a program, and what it started in its group, after the block."""
@@ -360,6 +379,8 @@ SHORT = "vde2 has room for 1504 bytes behind the addresses (struct packet of vde
 WAYS: dict[str, Way] = {
     "bridge": Way(bridge),
     "bridge by QEMU's helper": Way(functools.partial(bridge, helper=True)),
+    "packet on a veth": Way(packet),
+    "packet on a macvtap": Way(functools.partial(packet, macvtap=True)),
     "vde in vde_switch": Way(vde_client, mtu=1500, why=SHORT),
     "vde with vde_plug2tap": Way(vde_server, mtu=1500, why=SHORT),
     "vde with dpipe": Way(vde_dpipe, mtu=1500, why=SHORT),
