@@ -236,6 +236,38 @@ class Shard:
     def flows(self, port: int, cursor: int, most: int) -> tuple[list[dict[str, Any]], int | None]:
         """At most `most` flows of a user-mode network from `cursor` on (0: from the first), and where to go on, None at the end."""
 
+    # A network's flows move to another (core/src/user/migrate): freeze, lock, export, cut, release there; freeze, stage, adopt here;
+    # locked and thaw where they are in the end. Descriptors stay the network's. Counts are `tcp`, `udp`, and `lost`: what is reset.
+    def freeze(self, port: int) -> None:
+        """Hear nothing and say nothing until `thaw`; frames of guests are drops (tx_down)."""
+
+    def lock(self, port: int) -> list[int]:
+        """TCP sockets that can move; they are to be switched to repair mode."""
+
+    def export(self, port: int) -> tuple[bytes, dict[str, int]]:
+        """The state of the flows, the locked sockets being in repair mode."""
+
+    def cut(self, port: int) -> None:
+        """Reset the connections whose sockets are not locked: their far ends now, their guests when the network goes on."""
+
+    def release(self, port: int) -> None:
+        """Let go of all flows; locked sockets, in repair mode, end without a word."""
+
+    def stage(self, port: int, sections: Sequence[bytes]) -> list[tuple[int, int, int]]:
+        """Check the states of all shards of a network, ValueError says why not; sockets for repair mode, with room to send and to receive in bytes."""
+
+    def adopt(self, port: int) -> dict[str, int]:
+        """Build the staged connections anew in sockets that are in repair mode; ValueError where one cannot be, `forget` is right then."""
+
+    def forget(self, port: int) -> None:
+        """Drop what was staged."""
+
+    def locked(self, port: int) -> list[int]:
+        """Locked and staged sockets, which are to leave repair mode before `thaw`."""
+
+    def thaw(self, port: int, repaired: bool) -> None:
+        """Go on; without `repaired` what is in repair mode is reset."""
+
     def add_capture(self, fd: int, ports: Sequence[tuple[int, str]], snaplen: int) -> None:
         """Write what arrives by mirroring to `fd` as pcapng, an interface a port."""
 

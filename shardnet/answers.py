@@ -3,8 +3,9 @@
 A carrier that can be asked has a method
 
     asked(what: str, args: dict) -> dict | list
+    handed(what: str, args: dict, fds: list) -> dict
 
-which answers at once from what it knows, without a system call that could wait. ValueError says that the question is a bad
+the second for a question that comes with descriptors, which stay the caller's. It answers at once from what it knows, without a system call that could wait. ValueError says that the question is a bad
 one, LookupError that what it names is not there. A list is cut into pages here, of rows that `asked` builds anew for each
 page. Where that would cost too much (flows), it cuts by itself: it answers `page(rows, cursor)`, and gets that cursor back
 as args["cursor"] in the next question.
@@ -25,13 +26,15 @@ def page(rows: Sequence[Any], cursor: int | None) -> dict[str, Any]:
     return {"rows": list(rows), CURSOR: cursor}
 
 
-def answer(carrier: Any, what: str, args: Mapping[str, Any]) -> dict[str, Any]:
+def answer(carrier: Any, what: str, args: Mapping[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
     """Put a question to a carrier; the fields of the message that answers it. Whatever a carrier raises becomes an answer,
     but for what is no mistake of the question: that the caller has to log."""
     if not hasattr(carrier, "asked"):
         return {"error": "a port of this kind answers no questions", "code": 2}
+    if fds and not hasattr(carrier, "handed"):
+        return {"error": "a port of this kind takes no descriptors", "code": 2}
     try:
-        found = carrier.asked(what, args)
+        found = carrier.handed(what, args, fds) if fds else carrier.asked(what, args)
         return {"data": _packed(found, args)}
     except ValueError as why:
         return {"error": f"{what}: {why}", "code": 2}

@@ -285,9 +285,12 @@ class Client:
         """Make a port of descriptors of our own; it lasts as long as this connection. Returns its name."""
         return str(self.call("plug", fds, kind=kind, name=name, options=options)["port"])
 
-    def ask(self, port: str, what: str, **args: Any) -> dict[str, Any]:
-        """Put a question to the worker of a port; what there is to ask, its kind says. A list has one page, see `rows`."""
-        data = self.call("ask", port=port, what=what, args=args)["data"]
+    def ask(self, port: str, what: str, /, fds: Sequence[int] = (), **args: Any) -> dict[str, Any]:
+        """Put a question to the worker of a port; what there is to ask, and with which descriptors, its kind says.
+
+        A list has one page, see `rows`.
+        """
+        data = self.call("ask", fds, port=port, what=what, args=args)["data"]
         try:
             return unpack(data)
         except ValueError as why:

@@ -201,10 +201,11 @@ class Crew:
         args: Mapping[str, Any],
         answered: questions.Answered,
         refused: questions.Refused,
+        fds: Sequence[int] = (),
     ) -> None:
-        """Ask a port's worker; what it answers is the client's to unpack."""
+        """Ask a port's worker, with descriptors that stay the caller's; what it answers is the client's to unpack."""
         member = self.members.get(port.slot)
-        self.questions.ask(port, member.child if member else None, what, args, answered, refused)
+        self.questions.ask(port, member.child if member else None, what, args, answered, refused, fds)
 
     # Processes.
 

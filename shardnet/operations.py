@@ -181,7 +181,7 @@ def ask(run: "supervisor.Supervisor", request: clients.Request) -> None:
     what, args = request.take("what", str), request.take("args", dict, {})
     if len(control.pack({"what": what, "args": args})) > QUESTION_MAX:
         raise control.Error(f"ask: a question of more than {QUESTION_MAX} bytes", 2)
-    run.crew.ask(port, what, args, lambda data: request.answer(data=data), request.refuse)
+    run.crew.ask(port, what, args, lambda data: request.answer(data=data), request.refuse, request.fds)
 
 
 def reload(run: "supervisor.Supervisor", request: clients.Request) -> None:

@@ -7,7 +7,7 @@ answer comes in pages, each a question of its own with the cursor that the page 
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shardnet import options, ports, timers
@@ -29,7 +29,14 @@ class Questions:
         self._waiting: dict[int, tuple[ports.Port, Any, int, Answered, Refused]] = {}
 
     def ask(
-        self, port: ports.Port, worker: Any, what: str, args: Mapping[str, Any], answered: Answered, refused: Refused
+        self,
+        port: ports.Port,
+        worker: Any,
+        what: str,
+        args: Mapping[str, Any],
+        answered: Answered,
+        refused: Refused,
+        fds: Sequence[int] = (),
     ) -> None:
         """Ask the worker that carries `port`; exactly one of `answered` and `refused` is called, now or later."""
         if worker is None or port.state in ("failed", "removing", "restarting", "starting"):
@@ -41,7 +48,7 @@ class Questions:
         number = next(self._numbers)
         limit = self.loop.later(ANSWER_S, functools.partial(self._refuse, number, f"no answer in {ANSWER_S:g} s"))
         self._waiting[number] = (port, worker, limit, answered, refused)
-        worker.send({"op": "ask", "port": port.id, "number": number, "what": what, "args": dict(args)})
+        worker.send({"op": "ask", "port": port.id, "number": number, "what": what, "args": dict(args)}, fds)
 
     def heard(self, worker: Any, message: Mapping[str, Any]) -> None:
         """Take a worker's answer; one that nobody waits for any more, or that is none, says nothing."""

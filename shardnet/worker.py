@@ -259,7 +259,7 @@ class Worker:
                 if place := self.places.get(port):
                     self.attempt(place, self._change, place, message["given"])
             case {"op": "ask", "port": port}:
-                self._ask(port, message)
+                self._ask(port, message, fds)
             case {"op": "leases", "port": port}:
                 for lease in message["leases"]:
                     if place := self.places.get(port):
@@ -321,7 +321,7 @@ class Worker:
         place.options = wanted
         place.tell("changed")
 
-    def _ask(self, port: int, message: dict[str, Any]) -> None:
+    def _ask(self, port: int, message: dict[str, Any], fds: list[int]) -> None:
         """Answer a question about a port; one that a carrier stumbles over fails nothing but itself."""
         place = self.places.get(port)
         if place is not None and place.receive is not None and message["what"] == "counters":
@@ -330,10 +330,12 @@ class Worker:
             said = {"error": "its worker does not carry it", "code": 75}
         else:
             try:
-                said = answers.answer(place.carrier, message["what"], message["args"])
+                said = answers.answer(place.carrier, message["what"], message["args"], fds)
             except Exception as error:
                 place.log(traceback.format_exc().rstrip())
                 said = {"error": f"a mistake in its program: {error or type(error).__name__}", "code": 1}
+        for fd in fds:
+            os.close(fd)
         self.line.send({"op": "answer", "port": port, "number": message["number"], **said})
 
     def _withdraw(self, place: Place) -> None:

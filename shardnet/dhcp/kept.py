@@ -47,19 +47,14 @@ class Kept:
         found: dict[bytes, leases.Lease] = {}
         for text in data.decode("ascii", "replace").splitlines():
             self._lines += 1
-            match = LINE.fullmatch(text)
-            try:
-                lease = _read(match, now, wall, longest_s) if match else None
-            except ValueError:
-                continue
-            if lease is not None:
+            if (lease := read(text, now, wall, longest_s)) is not None:
                 found.pop(lease.address, None)
                 found[lease.address] = lease
         return list(found.values())
 
     def append(self, changed: Iterable[leases.Lease], now: float, wall: float) -> None:
         """Write down what leases have become."""
-        lines = [_written(lease, now, wall) for lease in changed]
+        lines = [written(lease, now, wall) for lease in changed]
         self._lines += len(lines)
         _write(self._fd, "".join(lines).encode())
 
@@ -67,7 +62,7 @@ class Kept:
         """Write the file anew if most of it is out of date; `count` is how many leases there are."""
         if self._lines <= 2 * count + SPARE_LINES:
             return
-        lines = [_written(lease, now, wall) for lease in every if lease.had and lease.state in ("bound", "free")]
+        lines = [written(lease, now, wall) for lease in every if lease.had and lease.state in ("bound", "free")]
         new = f"{self.name}.new"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new, dir_fd=self.directory_fd)
@@ -83,6 +78,15 @@ class Kept:
         self._fd, self._lines = fd, len(lines)
 
 
+def read(text: str, now: float, wall: float, longest_s: float) -> leases.Lease | None:
+    """The lease that a line says, without its end; None where it is none."""
+    match = LINE.fullmatch(text)
+    try:
+        return _read(match, now, wall, longest_s) if match else None
+    except ValueError:
+        return None
+
+
 def _read(match: re.Match[str], now: float, wall: float, longest_s: float) -> leases.Lease:
     until, address, mac, state, key, name = match.groups()
     left = float("inf") if until == "never" else int(until) - wall
@@ -96,7 +100,8 @@ def _read(match: re.Match[str], now: float, wall: float, longest_s: float) -> le
     )
 
 
-def _written(lease: leases.Lease, now: float, wall: float) -> str:
+def written(lease: leases.Lease, now: float, wall: float) -> str:
+    """The line of a lease, with its end."""
     until = "never" if lease.until == float("inf") else max(0, round(wall + lease.until - now))
     address = ipaddress.ip_address(lease.address)
     mac = lease.mac.hex(":") or "-"

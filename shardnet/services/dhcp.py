@@ -104,12 +104,17 @@ class Port:
         """A service has no descriptor that could end."""
 
     def asked(self, what: str, args: Mapping[str, Any]) -> dict[str, Any] | list[dict[str, Any]]:
-        """leases: all that are known, by address; forget: end the lease of `address`."""
+        """leases: all that are known, by address; forget: end the lease of `address`; lines: as they are kept; adopt: `lines` of another."""
         if what == "leases":
             return self._rows()
         if what == "forget":
             return {"forgotten": self._forget_one(str(args.get("address")))}
-        raise ValueError("unknown question" + options.meant(what, ["leases", "forget"]))
+        if what == "lines":
+            bound = [lease for table in self.tables for lease in table if lease.state == "bound"]
+            return [{"line": kept.written(lease, _now(), time.time()).rstrip("\n")} for lease in bound]
+        if what == "adopt":
+            return {"adopted": self._adopt(args.get("lines"))}
+        raise ValueError("unknown question" + options.meant(what, ["leases", "forget", "lines", "adopt"]))
 
     def receive(self, datagrams: "Sequence[worker.Datagram]") -> None:
         now = _now()
@@ -287,6 +292,30 @@ class Port:
                 self._note(_now())
                 return True
         raise LookupError(f"{text} is lent to nobody")
+
+    def _adopt(self, lines: Any) -> int:
+        """Take over leases of another server: all of those that this one could have given, or none where somebody has one of them."""
+        now, wall = _now(), time.time()
+        if not isinstance(lines, list):
+            raise ValueError("lines of leases are needed")
+        found = [kept.read(str(line), now, wall, float(self.options.lease_time)) for line in lines]
+        mine = []
+        for lease in filter(None, found):
+            for table in self.tables:
+                held = table.at(lease.address)
+                if held is not None and held.state == "bound" and held.key != lease.key:
+                    where = ipaddress.ip_address(lease.address)
+                    raise ValueError(f"{where}: is lent to {held.mac.hex(':')} here, and to {lease.mac.hex(':')} there")
+                if table.is_free_for(leases.Client(lease.key, lease.mac), lease.address) and lease.state == "bound":
+                    mine.append((table, lease))
+        for table, lease in mine:
+            lease.origin = self._origin(lease.mac) if len(lease.mac) == settings.MAC_BYTES else lease.mac
+            table.restore([lease])
+            if (made := table.held(lease.key)) is not None:
+                table.news.append(("given", made))
+        self._note(now)
+        self._watch_time()
+        return len(mine)
 
     def _watch_time(self) -> None:
         """See that leases end when they are due, and not only when somebody asks for one."""

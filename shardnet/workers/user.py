@@ -34,10 +34,10 @@ import socket
 import struct
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shardnet import _core, addresses, answers, forwards, kinds, options
+from shardnet import _core, addresses, answers, forwards, kinds, moving, nets, options
 from shardnet.dhcp import server, server6, settings
 from shardnet.dns import settings as names
 from shardnet.smb import settings as smb
@@ -51,8 +51,6 @@ IPV6 = ipaddress.IPv6Network("fec0::/64")
 # .2.2, .2.3 and .2.4 within the network, as QEMU has them.
 HOST, DNS, SMB_SERVER = 0x0202, 0x0203, 0x0204
 EVERYBODY, DHCP_SERVERS = "255.255.255.255", "ff02::1:2"
-# Networks without a mask, as QEMU's net_slirp_init() reads them.
-CLASSES = (("10.0.0.0/8", 8), ("172.16.0.0/12", 12), ("198.18.0.0/15", 15), ("224.0.0.0/4", 28))
 
 LEDGER = "flows"  # name of the deposit that outlives the worker
 RECORD = 64  # bytes of it for a flow
@@ -71,56 +69,6 @@ REFUSED = {"ip": "QEMU's oldest form of the network, which its documents do not 
 NO_QEMU = "it is a network, not a guest's port; a guest attaches to a stream or dgram port of the same switch"
 
 
-def net(text: str) -> ipaddress.IPv4Network:
-    """ADDRESS/PREFIX, ADDRESS/MASK, or ADDRESS with the prefix of its class"""
-    address, slash, mask = text.partition("/")
-    try:
-        first = ipaddress.IPv4Address(address)
-    except ValueError:
-        raise ValueError(f"{address} is no IPv4 address") from None
-    if not slash:
-        mask = str(next((length for block, length in CLASSES if first in ipaddress.ip_network(block)), _class(first)))
-    elif mask.isdecimal() and int(mask) > 32:
-        raise ValueError("a prefix of IPv4 is 0 to 32")
-    try:
-        found = ipaddress.IPv4Network(f"{first}/{mask}", strict=False)
-    except ValueError:
-        raise ValueError(f"{mask} is neither a prefix nor a mask") from None
-    if not 4 <= found.prefixlen <= 30:
-        raise ValueError("a network for guests has a prefix of 4 to 30")
-    return found
-
-
-def net6(text: str) -> ipaddress.IPv6Network:
-    """PREFIX/LENGTH, the length 64 unless given"""
-    try:
-        found = ipaddress.IPv6Network(text if "/" in text else f"{text}/64", strict=False)
-    except ValueError:
-        raise ValueError("no network such as fec0::/64") from None
-    if found.prefixlen > 126:
-        raise ValueError("a network for guests has a prefix of 0 to 126")
-    return found
-
-
-def ports(text: str) -> tuple[tuple[int, int], ...] | None:
-    """on, off, or ports such as 80,8000-8010"""
-    if text in options.BOOL:
-        return None if options.BOOL[text] else ()
-    found = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]{1,5})(?:-([0-9]{1,5}))?\s*", part)
-        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= low <= high <= 65535:
-            raise ValueError("neither on nor off nor ports such as 80,8000-8010")
-        found.append((low, high))
-    return tuple(found)
-
-
-def _class(address: ipaddress.IPv4Address) -> int:
-    first = address.packed[0]
-    return 8 if first < 128 else 16 if first < 192 else 24
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(names.Options, settings.Options, tftp.Options, smb.Options):
     # IPv4. Given alone as on, IPv6 is off.
@@ -128,11 +76,11 @@ class Options(names.Options, settings.Options, tftp.Options, smb.Options):
     # IPv6. Given alone as on, IPv4 is off.
     ipv6: bool | None = None
     # The guests' IPv4 network.
-    net: ipaddress.IPv4Network | None = options.option(None, read=net)
+    net: ipaddress.IPv4Network | None = options.option(None, read=nets.net)
     # This host's address in it, the second of its last 65,536 (x.y.2.2) unless given.
     host: ipaddress.IPv4Address | None = options.option(None, read=settings.address4)
     # The guests' IPv6 network.
-    ipv6_net: ipaddress.IPv6Network | None = options.option(None, key="ipv6-net", read=net6)
+    ipv6_net: ipaddress.IPv6Network | None = options.option(None, key="ipv6-net", read=nets.net6)
     # The same in two keys, QEMU's older form: the prefix.
     ipv6_prefix: ipaddress.IPv6Address | None = options.option(None, key="ipv6-prefix", read=settings.address6)
     # And its length.
@@ -146,7 +94,7 @@ class Options(names.Options, settings.Options, tftp.Options, smb.Options):
     # From guests to a service of the host's, once for each: see QEMU's.
     guestfwd: tuple[str, ...] = ()
     # Which ports of this host's loopback guests reach at the host's address.
-    host_loopback: tuple[tuple[int, int], ...] | None = options.option(None, key="host-loopback", read=ports)
+    host_loopback: tuple[tuple[int, int], ...] | None = options.option(None, key="host-loopback", read=nets.ports)
     # Where connections go out: an address of this host, or an interface.
     outbound: str = ""
     # Off: no DHCP server is on this network, and router advertisements do not send guests to one.
@@ -430,6 +378,7 @@ class Port:
         self.inward: dict[str, Inward] = {}  # by the rule
         self.named: dict[str, forwards.Address] = {}  # the leases
         self.calls = -1  # of a shard beyond the first: where that one passes connections on
+        self.moving = moving.Moving(place, self._tell)
 
     def prepare(self) -> None:
         """Bind what is forwarded from the host, while there may be a right to low ports; make the list of flows."""
@@ -492,6 +441,12 @@ class Port:
                 self._begin(text, rule)
         self.place.shard.serve_at(self.place.port, [_served(one) for one in wanted.served])
         self.options = wanted
+        if not self.moving.state:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say that the network is up, and where what is forwarded goes."""
+        wanted = self.options
         hosts = " and ".join(str(host) for host in (wanted.host4, wanted.host6) if host is not None)
         told = [f"{one.rule.kind} {one.where} to {self._goal(one.rule)}" for one in self.inward.values()]
         who = f"shard {self.place.share} of {self.place.behind}" if self.place.share else f"this host is {hosts}"
@@ -511,11 +466,14 @@ class Port:
                         self.place.shard.move_forward(self.place.port, number, None if guest is None else str(guest))
 
     def close(self) -> None:
+        self.moving.close()
         self.place.shard.remove(self.place.port)
         self._close_sockets()
 
     def asked(self, what: str, args: Mapping[str, Any]) -> dict[str, Any] | list[Any]:
-        """network: the addresses, for who wants to be a guest by hand; flows; forwards with what came by them."""
+        """network: the addresses, for who wants to be a guest by hand; flows; forwards with what came by them; steps of a move."""
+        if what in moving.STEPS:
+            return self.moving.asked(what, args, ())
         if what == "flows":
             cursor = args.get(answers.CURSOR, 0)
             if not isinstance(cursor, int) or not 0 <= cursor < 1 << 40:
@@ -525,7 +483,7 @@ class Port:
         if what == "forwards":
             return self._forwards()
         if what != "network":
-            raise ValueError("unknown question" + options.meant(what, ["flows", "forwards", "network"]))
+            raise ValueError("unknown question" + options.meant(what, ["flows", "forwards", "network", *moving.STEPS]))
         given = self.options
         found = {
             "net": given.network,
@@ -536,6 +494,12 @@ class Port:
         }
         told = {key: None if value is None else str(value) for key, value in found.items()}
         return {**told, "mtu": given.mtu, "resolvers": given.resolvers}
+
+    def handed(self, what: str, args: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:
+        """The steps of a move."""
+        if what not in moving.STEPS:
+            raise ValueError("this question takes no descriptors" + options.meant(what, moving.STEPS))
+        return self.moving.asked(what, args, fds)
 
     def ended(self, error: int) -> None:
         """A network has no descriptor that could end."""

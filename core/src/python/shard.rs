@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::{PyInterruptedError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyBytes, PyList};
 
 use super::arena::{Arena, port_of};
 use crate::arena::WORKERS;
@@ -284,6 +284,53 @@ impl Shard {
     fn flows(&mut self, port: usize, cursor: u64, most: usize) -> PyResult<(Vec<super::user::Row>, Option<u64>)> {
         let (flows, next) = self.network(port)?.flows(cursor, most);
         Ok((flows.into_iter().map(super::user::row).collect(), next))
+    }
+
+    fn freeze(&mut self, port: usize) -> PyResult<()> {
+        self.network(port)?.freeze();
+        Ok(())
+    }
+
+    fn lock(&mut self, port: usize) -> PyResult<Vec<RawFd>> {
+        Ok(self.network(port)?.lock())
+    }
+
+    fn export<'py>(&mut self, py: Python<'py>, port: usize) -> PyResult<(Bound<'py, PyBytes>, super::user::Counts)> {
+        let (state, counts) = self.network(port)?.export();
+        Ok((PyBytes::new(py, &state), super::user::counts(counts)))
+    }
+
+    fn cut(&mut self, port: usize) -> PyResult<()> {
+        self.network(port)?.cut();
+        Ok(())
+    }
+
+    fn release(&mut self, port: usize) -> PyResult<()> {
+        self.network(port)?.release();
+        Ok(())
+    }
+
+    fn stage(&mut self, port: usize, sections: Vec<Vec<u8>>) -> PyResult<Vec<(RawFd, u32, u32)>> {
+        self.network(port)?.stage(&sections).map_err(PyValueError::new_err)
+    }
+
+    fn adopt(&mut self, port: usize) -> PyResult<super::user::Counts> {
+        self.network(port)?.adopt().map(super::user::counts).map_err(PyValueError::new_err)
+    }
+
+    fn forget(&mut self, port: usize) -> PyResult<()> {
+        self.network(port)?.forget();
+        Ok(())
+    }
+
+    fn locked(&mut self, port: usize) -> PyResult<Vec<RawFd>> {
+        Ok(self.network(port)?.locked())
+    }
+
+    fn thaw(&mut self, port: usize, repaired: bool) -> PyResult<()> {
+        self.network(port)?.thaw(repaired);
+        self.inner.list(port_of(port)?);
+        Ok(())
     }
 
     fn add_capture(&mut self, fd: RawFd, ports: Vec<(usize, String)>, snaplen: usize) -> PyResult<()> {

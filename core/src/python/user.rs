@@ -171,6 +171,18 @@ pub fn row(flow: Flow) -> Row {
     }
 }
 
+/// Flows that go, by their kind, and those that are lost.
+#[derive(IntoPyObject)]
+pub struct Counts {
+    tcp: usize,
+    udp: usize,
+    lost: usize,
+}
+
+pub fn counts(found: crate::user::Counts) -> Counts {
+    Counts { tcp: found.tcp, udp: found.udp, lost: found.lost }
+}
+
 pub fn written(ip: Ipv6Addr) -> String {
     ip.to_ipv4_mapped().map_or_else(|| ip.to_string(), |ip| ip.to_string())
 }

@@ -245,7 +245,7 @@ impl Shard {
     }
 
     /// Have the port read in the next turn: it may have something to say to what it was just given.
-    fn list(&mut self, port: Port) {
+    pub fn list(&mut self, port: Port) {
         if let Some(carried) = &mut self.ports[usize::from(port)]
             && !carried.listed
             && carried.held_since_ns.is_none()

@@ -152,9 +152,21 @@ impl<K: Copy + Eq + std::hash::Hash, V> Table<K, V> {
         })
     }
 
+    /// How many more there may be.
+    pub fn room(&self) -> usize {
+        self.most - self.count
+    }
+
     /// How many slots there are.
     pub fn slots(&self) -> usize {
         self.slots.len()
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (Id, &K, &mut V)> {
+        self.slots.iter_mut().enumerate().filter_map(|(index, slot)| {
+            let (key, value) = slot.entry.as_mut()?;
+            Some((Id { index: index as u32, generation: slot.generation }, &*key, value))
+        })
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (Id, &K, &V)> {

@@ -104,6 +104,19 @@ impl Network {
         }
     }
 
+    /// Look at the sockets where clients knock, or do not.
+    pub(super) fn hear_calls(&mut self, on: bool) {
+        let waiting = self.listeners.iter().filter(|(_, listener)| listener.flow.is_none());
+        let doors: Vec<(i32, u64)> = waiting.map(|(&id, listener)| (listener.forward.fd, token_of(id))).chain(self.doors()).collect();
+        for (fd, token) in doors {
+            if !on {
+                self.core.epoll.remove(fd);
+            } else if let Err(error) = self.core.epoll.add(fd, libc::EPOLLIN as u32, token) {
+                debug_assert_eq!(error.raw_os_error(), Some(libc::EEXIST), "a descriptor of ours");
+            }
+        }
+    }
+
     /// Take the flow of a UDP forward away; its count is the forward's.
     fn detach(&mut self, id: u32) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };

@@ -40,6 +40,11 @@ pub struct Held {
 }
 
 impl Held {
+    /// The parts, in order.
+    pub fn parts(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        self.parts.iter().map(|part| (part.seq, &part.bytes[..]))
+    }
+
     /// Is there anything beyond `seq`?
     pub fn reaches(&self, seq: u32) -> bool {
         self.parts.last().is_some_and(|last| before(seq, last.end()))

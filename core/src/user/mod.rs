@@ -31,6 +31,7 @@ mod icmp;
 mod ledger;
 mod limits;
 pub mod listing;
+mod migrate;
 mod ndp;
 mod neighbours;
 mod opening;
@@ -69,6 +70,7 @@ pub use flows::Endpoint;
 use flows::{Ends, Id, Table};
 use fragments::Reassembly;
 use ledger::{Ledger, Orphan};
+pub use migrate::Counts;
 pub use service::Answer;
 use shares::{Kind, Shares};
 use tcp::{State, Tcp, flag};
@@ -114,6 +116,7 @@ pub struct Network {
     /// What is handed over was put together from fragments.
     whole: Option<Vec<u8>>,
     family: spread::Family,
+    moving: migrate::Move,
     /// For clients of forwards that have none (unix sockets).
     next_port: u16,
 }
@@ -198,6 +201,7 @@ impl Network {
             boxes: service::Boxes::default(),
             whole: None,
             family: spread::Family::default(),
+            moving: migrate::Move::default(),
             next_port: forward::EPHEMERAL,
         };
         if network.core.config.v6.is_some() && network.core.config.service.is_none() && network.core.config.spread.share == 0 {
@@ -224,6 +228,9 @@ impl Network {
     /// # Safety
     /// The piece is readable, with its virtio-net header before it. Its memory may be changed by another process.
     pub unsafe fn send(&mut self, piece: &Piece, cell: &Cell) -> Result<(), Refusal> {
+        if self.moving.is_frozen {
+            return Err(Refusal::Drop(Cause::TxDown));
+        }
         let skip = match piece.edit {
             Edit::Keep => 0,
             Edit::Strip => frame::TAG,
@@ -463,6 +470,10 @@ impl Network {
         // SAFETY: as the caller promises.
         let bytes = unsafe { std::slice::from_raw_parts_mut(at.sub(VNET_LEN), VNET_LEN + FRAME_MOST) };
         self.core.look_at_clock();
+        if self.moving.is_frozen {
+            self.be_deaf();
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         loop {
             if let Some(len) = self.core.next_reply(bytes) {
                 return Ok(len as isize);
@@ -524,6 +535,13 @@ impl Network {
         }
         self.rung = rung;
         found
+    }
+
+    /// Leave what the kernel says; it is all looked at when the network goes on.
+    fn be_deaf(&mut self) {
+        let mut ready = [Ready { events: 0, u64: 0 }; EVENTS];
+        while self.core.epoll.wait(&mut ready, 0).is_ok_and(|ready| ready.len() == EVENTS) {}
+        self.core.timer.hush();
     }
 
     fn event(&mut self, token: u64, events: u32) {

@@ -17,6 +17,10 @@ impl Neighbours {
         self.known.get(&ip).map(|(mac, _)| *mac)
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = (Ipv6Addr, Mac)> {
+        self.known.iter().map(|(ip, (mac, _))| (*ip, *mac))
+    }
+
     pub fn forget(&mut self, ip: Ipv6Addr) {
         self.known.remove(&ip);
     }

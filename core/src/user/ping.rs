@@ -151,6 +151,16 @@ impl Network {
         self.list_ping(id);
     }
 
+    /// A guest that asks again gets a socket anew.
+    pub(super) fn forget_pings(&mut self) {
+        let pings: Vec<Id> = self.ping.iter().map(|(id, ..)| id).collect();
+        for id in pings {
+            if let Some((_, ping)) = self.ping.remove(id) {
+                self.shares.give_back(ping.owner, Kind::Ping);
+            }
+        }
+    }
+
     fn list_ping(&mut self, id: Id) {
         if let Some((_, ping)) = self.ping.get_mut(id)
             && !ping.listed

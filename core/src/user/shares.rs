@@ -31,9 +31,19 @@ impl Shares {
 
     /// May this guest have one more?
     pub fn allow(&self, mac: Mac, kind: Kind) -> bool {
+        self.taken < self.sockets && self.room_of(mac, kind) > 0
+    }
+
+    /// How many more this guest may have.
+    pub fn room_of(&self, mac: Mac, kind: Kind) -> usize {
         let most = |all: usize| all - all / 4;
         let has = self.of.get(&mac).copied().unwrap_or_default();
-        self.taken < self.sockets && has.iter().sum::<usize>() < most(self.sockets) && has[kind as usize] < most(self.flows)
+        most(self.flows).saturating_sub(has[kind as usize]).min(most(self.sockets).saturating_sub(has.iter().sum()))
+    }
+
+    /// Sockets that are left for all guests together.
+    pub fn room(&self) -> usize {
+        self.sockets - self.taken.min(self.sockets)
     }
 
     pub fn take(&mut self, mac: Mac, kind: Kind) {

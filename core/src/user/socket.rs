@@ -129,6 +129,28 @@ impl Socket {
         check(unsafe { libc::setsockopt(self.fd(), level, option, value.as_ptr().cast(), value.len() as u32) }).map(drop)
     }
 
+    /// An option that is a number.
+    pub fn get(&self, level: libc::c_int, option: libc::c_int) -> io::Result<libc::c_int> {
+        let mut bytes = [0; 4];
+        self.get_bytes(level, option, &mut bytes)?;
+        Ok(libc::c_int::from_ne_bytes(bytes))
+    }
+
+    /// The beginning of an option, as much of it as there is room for.
+    pub fn get_bytes(&self, level: libc::c_int, option: libc::c_int, value: &mut [u8]) -> io::Result<()> {
+        let mut len = value.len() as u32;
+        // SAFETY: `value` is writable for its length.
+        check(unsafe { libc::getsockopt(self.fd(), level, option, value.as_mut_ptr().cast(), &mut len) }).map(drop)
+    }
+
+    /// What an ioctl counts in a queue of the socket's.
+    pub fn count(&self, what: libc::c_ulong) -> io::Result<usize> {
+        let mut value: libc::c_int = 0;
+        // SAFETY: the ioctls that count write an int.
+        check(unsafe { libc::ioctl(self.fd(), what as _, &mut value) })?;
+        usize::try_from(value).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
     pub fn bind(&self, name: &Name) -> io::Result<()> {
         // SAFETY: the name is readable for its length.
         check(unsafe { libc::bind(self.fd(), name.pointer().cast(), name.len as u32) }).map(drop)
@@ -154,10 +176,19 @@ impl Socket {
 
     /// Its own address, None where it is no socket of the Internet.
     pub fn local(&self) -> Option<Endpoint> {
+        self.name(libc::getsockname)
+    }
+
+    /// Whom it is connected to, None where that is nobody of the Internet.
+    pub fn peer(&self) -> Option<Endpoint> {
+        self.name(libc::getpeername)
+    }
+
+    fn name(&self, ask: unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int) -> Option<Endpoint> {
         let mut name = Name::empty();
         let mut len = name.len as u32;
         // SAFETY: the name is writable for its length.
-        check(unsafe { libc::getsockname(self.fd(), name.bytes.as_mut_ptr().cast(), &mut len) }).ok()?;
+        check(unsafe { ask(self.fd(), name.bytes.as_mut_ptr().cast(), &mut len) }).ok()?;
         name.len = (len as usize).min(128);
         name.endpoint()
     }

@@ -109,6 +109,12 @@ impl Network {
         }
     }
 
+    /// Where the first shard is heard.
+    pub(super) fn doors(&self) -> impl Iterator<Item = (RawFd, u64)> {
+        let all = self.core.config.spread.calls.into_iter().chain(self.family.leaders.iter().map(Socket::fd));
+        all.map(|fd| (fd, u64::from(kind::CALLS) << 56))
+    }
+
     /// Pass a call on to the shard whose it is; false where that takes no more.
     pub(super) fn pass_on(&mut self, share: usize, call: &Call, socket: &Socket) -> bool {
         let mac = self.core.neighbours.find(call.guest.ip);

@@ -29,7 +29,7 @@ use super::timer::Alarm;
 use super::wire::Mac;
 
 /// What a guest may say at least: net.ipv4.tcp_min_snd_mss of Linux.
-const MSS_LEAST: u16 = 48;
+pub const MSS_LEAST: u16 = 48;
 const MSS_DEFAULT: u16 = 536; // RFC 9293, 3.7.1
 /// Our shift of the window: 65,535 << 8 are 16 MiB.
 pub const SCALE: u8 = 8;
@@ -84,6 +84,12 @@ pub mod flag {
     pub const KNOWN: u32 = 262_144;
     /// It has a record that outlives the worker.
     pub const ENTERED: u32 = 131_072;
+    /// The far end has said its last, and the socket does not know: it was built anew.
+    pub const FAR_ENDED: u32 = 524_288;
+    /// It is being moved: its socket is locked.
+    pub const LOCKED: u32 = 1_048_576;
+    /// What is so for whoever has the flow.
+    pub const LASTING: u32 = GUEST_FIN | SHUT | FIN_SENT | FIN_ACKED | SACK | SCALED | KNOWN | FAR_ENDED;
 }
 
 pub struct Tcp {
@@ -120,8 +126,8 @@ pub struct Tcp {
     pub peeked: u32,
     pub wnd: u32,
     pub wnd_most: u32,
-    wnd_seq: u32,
-    wnd_ack: u32,
+    pub wnd_seq: u32,
+    pub wnd_ack: u32,
     pub shift: u8,
     pub mss: u16,
     pub cwnd: u32,
@@ -151,9 +157,9 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    fn new(socket: Socket, is_tcp: bool, state: State, mac: Mac, iss: u32, now_ms: u64) -> Tcp {
+    pub fn new(socket: Option<Socket>, is_tcp: bool, state: State, mac: Mac, iss: u32, now_ms: u64) -> Tcp {
         Tcp {
-            socket: Some(socket),
+            socket,
             token: 0,
             state,
             flags: 0,
@@ -201,14 +207,14 @@ impl Tcp {
 
     /// A flow that the guest opens; the socket's connect() was begun.
     pub fn from_guest(core: &Core, ends: &Ends, socket: Socket, is_tcp: bool, mac: Mac, syn: &Segment) -> Tcp {
-        let mut tcp = Tcp::new(socket, is_tcp, State::Connecting, mac, core.first_sequence(ends), core.now_ms);
+        let mut tcp = Tcp::new(Some(socket), is_tcp, State::Connecting, mac, core.first_sequence(ends), core.now_ms);
         tcp.meet(core, ends, syn);
         tcp
     }
 
     /// A flow that a client of the host's opened.
     pub fn from_host(core: &Core, ends: &Ends, socket: Socket, is_tcp: bool, guest: Mac, inward: u32) -> Tcp {
-        let mut tcp = Tcp::new(socket, is_tcp, State::Calling, guest, core.first_sequence(ends), core.now_ms);
+        let mut tcp = Tcp::new(Some(socket), is_tcp, State::Calling, guest, core.first_sequence(ends), core.now_ms);
         tcp.inward = inward;
         tcp.flags |= flag::SAY_SYN | flag::SCALED;
         tcp

@@ -187,15 +187,23 @@ impl Tcp {
         let Some(socket) = &self.socket else { return Err(io::ErrorKind::WouldBlock.into()) };
         let offset = from.wrapping_sub(self.snd_una) as usize;
         if !core.peek_off {
-            return socket.peek_behind(offset, &mut core.waste, out);
+            return self.or_the_end(socket.peek_behind(offset, &mut core.waste, out));
         }
         if self.peeked != from {
             socket.peek_from(offset);
             self.peeked = from;
         }
-        let len = socket.peek(out)?;
+        let len = self.or_the_end(socket.peek(out))?;
         self.peeked = from.wrapping_add(len as u32);
         Ok(len)
+    }
+
+    /// Nothing more will come where the far end has said its last, whatever the socket says.
+    fn or_the_end(&self, looked: io::Result<usize>) -> io::Result<usize> {
+        match looked {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.is(flag::FAR_ENDED) => Ok(0),
+            other => other,
+        }
     }
 
     /// A segment that goes out acknowledges as well; but what lies beyond a hole is said by an ACK alone.

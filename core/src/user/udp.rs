@@ -17,6 +17,7 @@ use super::config::{HostForward, Target};
 use super::datagram::{self, Beside, UDP_GRO};
 use super::flows::{Endpoint, Id};
 use super::icmp::{self, Trouble};
+use super::migrate::Mapping;
 use super::shares::Kind;
 use super::socket::{Socket, bind_outbound};
 use super::timer::Alarm;
@@ -88,6 +89,24 @@ impl Udp {
 
     pub fn is_fixed(&self) -> bool {
         self.fixed
+    }
+
+    /// As another network is told it; None where nothing was sent from the socket yet.
+    pub fn mapping(&self, guest: Endpoint, now_ms: u64) -> Option<Mapping> {
+        let traffic = &self.traffic;
+        Some(Mapping {
+            guest,
+            mac: self.mac,
+            owner: self.owner,
+            answered: self.answered,
+            age_ms: now_ms.saturating_sub(traffic.since_ms),
+            idle_ms: now_ms.saturating_sub(self.used_ms),
+            local: self.socket.local()?,
+            far: traffic.far,
+            from_guest: traffic.from_guest,
+            to_guest: traffic.to_guest,
+            datagrams_to_guest: traffic.datagrams_to_guest,
+        })
     }
 
     fn remember(&mut self, seen: Endpoint, at: Endpoint, heard_ms: u64) {
@@ -251,7 +270,7 @@ impl Network {
         self.add_udp(guest, socket, [0; 6], true)
     }
 
-    fn add_udp(&mut self, guest: Endpoint, socket: Socket, mac: Mac, fixed: bool) -> io::Result<Id> {
+    pub(super) fn add_udp(&mut self, guest: Endpoint, socket: Socket, mac: Mac, fixed: bool) -> io::Result<Id> {
         let option =
             if wire::v4(guest.ip).is_some() { (libc::IPPROTO_IP, libc::IP_RECVERR) } else { (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) };
         socket.set(option.0, option.1, 1)?;
@@ -276,11 +295,34 @@ impl Network {
         Ok(id)
     }
 
+    /// A flow of another network becomes ours; without room for it the guest makes another one.
+    pub(super) fn join_udp(&mut self, mapping: Mapping, socket: Socket) {
+        let Ok(id) = self.add_udp(mapping.guest, socket, mapping.mac, false) else { return };
+        let Some((_, udp)) = self.udp.get_mut(id) else { return };
+        let now_ms = self.core.now_ms;
+        (udp.answered, udp.used_ms) = (mapping.answered, now_ms.saturating_sub(mapping.idle_ms));
+        udp.traffic = Traffic {
+            since_ms: now_ms.saturating_sub(mapping.age_ms),
+            far: mapping.far,
+            from_guest: mapping.from_guest,
+            to_guest: mapping.to_guest,
+            datagrams_to_guest: mapping.datagrams_to_guest,
+        };
+    }
+
     pub(super) fn udp_event(&mut self, id: Id, events: u32) {
         if events & libc::EPOLLERR as u32 != 0 {
             self.tell_udp_errors(id);
         }
         self.list_udp(id);
+    }
+
+    /// Look at every socket anew: what happened there was told to nobody.
+    pub(super) fn list_datagrams(&mut self) {
+        let udp: Vec<Id> = self.udp.iter().map(|(id, ..)| id).collect();
+        udp.into_iter().for_each(|id| self.udp_event(id, libc::EPOLLERR as u32));
+        let pings: Vec<Id> = self.ping.iter().map(|(id, ..)| id).collect();
+        pings.into_iter().for_each(|id| self.ping_event(id, libc::EPOLLERR as u32));
     }
 
     fn list_udp(&mut self, id: Id) {
@@ -396,7 +438,7 @@ impl Network {
         found
     }
 
-    fn forget_udp(&mut self, id: Id) {
+    pub(super) fn forget_udp(&mut self, id: Id) {
         if let Some((_, udp)) = self.udp.remove(id) {
             self.shares.give_back(udp.owner, Kind::Udp);
         }

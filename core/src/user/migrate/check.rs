@@ -1,0 +1,247 @@
+//! What another network says of its flows is judged before anything is made of it: it may be damaged, or a lie.
+//!
+//! All or nothing: what makes no sense, or does not fit here, refuses the whole, with the reason. A flow that its guest opened
+//! goes where a new one could, by the rules of this network and no other's; so a state does not lead around `restrict` or to an address
+//! that nobody is let to.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv6Addr;
+
+use super::kernel::{QUEUE_MOST, is_loopback};
+use super::named;
+use super::record::{Connection, Flow, Lost, Mapping, Neighbour, Net, State, end, state};
+use crate::frame;
+use crate::user::Network;
+use crate::user::config::{Config, Served, Subnet, Target};
+use crate::user::flows::{Endpoint, Ends};
+use crate::user::shares::Kind;
+use crate::user::tcp::{MSS_LEAST, SCALE, flag};
+use crate::user::wire::{Mac, v4};
+
+/// The widest window, at the largest scale (RFC 7323, 2.3).
+const WINDOW_MOST: u32 = 1 << 30;
+const SCALE_MOST: u8 = 14;
+const PARTS_MOST: usize = 1024;
+
+/// What of several engines' states is for one.
+pub(super) struct Wanted {
+    pub tcp: Vec<Flow>,
+    pub udp: Vec<Mapping>,
+    pub lost: Vec<Lost>,
+    pub neighbours: Vec<Neighbour>,
+}
+
+impl Network {
+    pub(super) fn check(&self, sections: &[Vec<u8>]) -> Result<Wanted, String> {
+        let config = &self.core.config;
+        let mut wanted = Wanted { tcp: Vec::new(), udp: Vec::new(), lost: Vec::new(), neighbours: Vec::new() };
+        let (mut seen, mut ports) = (HashSet::new(), HashSet::new());
+        for section in sections {
+            let state = State::read(section).ok_or("damaged: no state of a network's flows")?;
+            same_network("IPv4", state.v4.as_ref(), config.v4.as_ref())?;
+            same_network("IPv6", state.v6.as_ref(), config.v6.as_ref())?;
+            for flow in state.tcp {
+                self.check_flow(&flow).map_err(|why| format!("{}: {why}", named(&flow)))?;
+                let ends = Ends { guest: flow.guest, far: flow.far };
+                if !seen.insert(ends) || self.tcp.find(&ends).is_some() {
+                    return Err(format!("{}: is here already", named(&flow)));
+                }
+                if self.has(flow.guest, flow.far) {
+                    wanted.tcp.push(flow);
+                }
+            }
+            for mapping in state.udp {
+                if !is_guest(config, mapping.guest) || v4(mapping.local.ip).is_some() != v4(mapping.guest.ip).is_some() {
+                    return Err(format!("udp {}: no guest of this network", mapping.guest));
+                }
+                let shards = config.spread.ports.len();
+                let is_ours = shards == 0 || frame::spread_of_source(mapping.guest.ip) as usize % shards == config.spread.share;
+                // A forward of ours, or a flow of the guest's that has been here since, is left as it is.
+                if ports.insert(mapping.guest) && is_ours && self.udp.find(&mapping.guest).is_none() {
+                    wanted.udp.push(mapping);
+                }
+            }
+            wanted.lost.extend(state.lost.into_iter().filter(|lost| self.has(lost.guest, lost.far)));
+            wanted.neighbours.extend(state.neighbours);
+        }
+        self.check_room(&wanted)?;
+        Ok(wanted)
+    }
+
+    /// Is a connection this shard's?
+    fn has(&self, guest: Endpoint, far: Endpoint) -> bool {
+        let spread = &self.core.config.spread;
+        spread.share_of(guest, far) == spread.share
+    }
+
+    fn check_room(&self, wanted: &Wanted) -> Result<(), String> {
+        let refuse = |what: &str, count: usize, room: usize| Err(format!("{count} {what}, and there is room for {room}"));
+        if wanted.tcp.len() > self.tcp.room() {
+            return refuse("TCP flows (max-flows)", wanted.tcp.len(), self.tcp.room());
+        }
+        if wanted.udp.len() > self.udp.room() {
+            return refuse("flows of UDP (max-flows)", wanted.udp.len(), self.udp.room());
+        }
+        if wanted.tcp.len() + wanted.udp.len() > self.shares.room() {
+            return refuse("flows (descriptors: ulimit -Hn)", wanted.tcp.len() + wanted.udp.len(), self.shares.room());
+        }
+        let mut each: HashMap<(Mac, bool), usize> = HashMap::new();
+        let owners = wanted.tcp.iter().map(|flow| (flow.owner, true)).chain(wanted.udp.iter().map(|mapping| (mapping.owner, false)));
+        owners.for_each(|owner| *each.entry(owner).or_default() += 1);
+        for ((owner, is_tcp), count) in each {
+            let room = self.shares.room_of(owner, if is_tcp { Kind::Tcp } else { Kind::Udp });
+            if count > room {
+                return refuse("flows of one guest (three quarters of max-flows)", count, room);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_flow(&self, flow: &Flow) -> Result<(), &'static str> {
+        let config = &self.core.config;
+        if !is_guest(config, flow.guest) {
+            return Err("no guest of this network");
+        }
+        if flow.far.port == 0 || v4(flow.far.ip).is_some() != v4(flow.guest.ip).is_some() {
+            return Err("a far end that is none");
+        }
+        check_numbers(flow)?;
+        match &flow.socket {
+            None if flow.state == state::RESTING => Ok(()),
+            Some(_) if flow.state == state::RESTING => Err("over, and connected"),
+            None => Err("not over, and not connected"),
+            Some(connection) => {
+                check_connection(flow, connection)?;
+                check_way(config, flow, connection)
+            }
+        }
+    }
+}
+
+fn is_guest(config: &Config, guest: Endpoint) -> bool {
+    guest.port != 0 && config.is_guest(guest.ip)
+}
+
+fn same_network(family: &str, there: Option<&Net>, here: Option<&Subnet>) -> Result<(), String> {
+    let told = |net: Option<(Ipv6Addr, u32)>| match net {
+        None => "none".to_owned(),
+        Some((host, prefix)) => match v4(host) {
+            Some(host) => format!("{host}/{}", prefix.saturating_sub(96)),
+            None => format!("{host}/{prefix}"),
+        },
+    };
+    let is_same = match (there, here) {
+        (None, None) => true,
+        (Some(there), Some(here)) => there.net == here.net && u32::from(there.prefix) == here.prefix && there.host == here.host,
+        _ => false,
+    };
+    if is_same {
+        return Ok(());
+    }
+    let there = told(there.map(|net| (net.host, net.prefix.into())));
+    let here = told(here.map(|net| (net.host, net.prefix)));
+    Err(format!("the network of the guests is {there} for {family} there, and {here} here"))
+}
+
+/// Could a flow of this network's be so?
+fn check_numbers(flow: &Flow) -> Result<(), &'static str> {
+    let is = |flags: u32| flow.flags & flags != 0;
+    if flow.flags & !flag::LASTING != 0 || flow.state > state::RESTING {
+        return Err("a state that there is not");
+    }
+    if flow.mss < MSS_LEAST || flow.shift > SCALE_MOST {
+        return Err("an MSS or a scale that no guest has");
+    }
+    let flight = flow.snd_nxt.wrapping_sub(flow.snd_una);
+    let told = flow.rcv_edge.wrapping_sub(flow.rcv_nxt);
+    let told_most = (65_535u32 << if is(flag::SCALED) { SCALE } else { 0 }) + (1 << SCALE);
+    if flight > QUEUE_MOST as u32 || flow.wnd > WINDOW_MOST || flow.wnd_most > WINDOW_MOST || told > told_most {
+        return Err("a window that there is not");
+    }
+    let is_new = matches!(flow.state, state::ANSWERED | state::CALLING);
+    if is_new && (flight > 1 || is(flag::GUEST_FIN | flag::SHUT | flag::FIN_SENT | flag::FIN_ACKED)) {
+        return Err("at its beginning and beyond it");
+    }
+    if (is(flag::SHUT) && (!is(flag::GUEST_FIN) || flow.pending > 0)) || (is(flag::FIN_ACKED) && (!is(flag::FIN_SENT) || flight > 0)) {
+        return Err("ends that came before their time");
+    }
+    if is(flag::FIN_SENT) && !is(flag::FIN_ACKED) && flight == 0 {
+        return Err("an end on its way, and nothing on its way");
+    }
+    check_held(flow, is(flag::GUEST_FIN))
+}
+
+/// What waits for the socket is there, in order, and then what lies beyond holes.
+fn check_held(flow: &Flow, has_ended: bool) -> Result<(), &'static str> {
+    const WRONG: Result<(), &str> = Err("data of the guest's that is not in order");
+    let first = flow.rcv_nxt.wrapping_sub(flow.pending).wrapping_sub(u32::from(has_ended));
+    if flow.held.len() > PARTS_MOST {
+        return WRONG;
+    }
+    let (mut end, mut run) = (0u64, 0u64); // distances from the first
+    for part in &flow.held {
+        let (at, len) = (u64::from(part.seq.wrapping_sub(first)), part.bytes.0.len() as u64);
+        if len == 0 || at < end || at + len > 1 << 30 {
+            return WRONG;
+        }
+        run += if at == run { len } else { 0 };
+        end = at + len;
+    }
+    if run != u64::from(flow.pending) {
+        return WRONG;
+    }
+    let fin_at = flow.fin.map(|fin| fin.wrapping_sub(first));
+    let is_right = match (fin_at, has_ended) {
+        (None, ended) => !ended || flow.held.is_empty(),
+        (Some(at), true) => at == flow.pending,
+        (Some(at), false) => at > flow.pending && at < 1 << 30,
+    };
+    if is_right { Ok(()) } else { WRONG }
+}
+
+fn check_connection(flow: &Flow, connection: &Connection) -> Result<(), &'static str> {
+    let Connection { local, peer, .. } = connection;
+    if local.port == 0 || peer.port == 0 || v4(local.ip).is_some() != v4(peer.ip).is_some() {
+        return Err("a connection that has no ends");
+    }
+    if [local, peer].iter().any(|end| is_loopback(**end) || end.ip.is_unspecified() || end.ip.is_multicast()) {
+        return Err("a connection that cannot go");
+    }
+    if connection.snd_scale > SCALE_MOST || connection.rcv_scale > SCALE_MOST || connection.end > end::UNSENT {
+        return Err("a connection that there is not");
+    }
+    if [&connection.sent, &connection.unsent, &connection.received].iter().any(|bytes| bytes.0.len() > QUEUE_MOST) {
+        return Err("a queue that there is not");
+    }
+    let is_shut = flow.flags & flag::SHUT != 0;
+    if is_shut != (connection.end != end::NONE) {
+        return Err("an end that one of both has said");
+    }
+    // What the guest was sent and has not acknowledged is in the socket still.
+    let is_new = flow.state != state::OPEN;
+    let has_ended = flow.flags & flag::FIN_SENT != 0;
+    let control = u32::from(is_new || (has_ended && flow.flags & flag::FIN_ACKED == 0));
+    let data = flow.snd_nxt.wrapping_sub(flow.snd_una).saturating_sub(control) as usize;
+    if data > connection.received.0.len() || (has_ended && (data < connection.received.0.len() || flow.flags & flag::FAR_ENDED == 0)) {
+        return Err("data for the guest that is not there");
+    }
+    Ok(())
+}
+
+/// May the guest speak to whom it does?
+fn check_way(config: &Config, flow: &Flow, connection: &Connection) -> Result<(), &'static str> {
+    if flow.inward != 0 {
+        let is_seen = connection.peer == flow.far || config.is_host(flow.far.ip);
+        return if is_seen { Ok(()) } else { Err("a client that is another one") };
+    }
+    match config.target(flow.far, true) {
+        Target::Outside(to) if to == connection.peer => Ok(()),
+        Target::Outside(_) => Err("a far end that is another one"),
+        Target::Forward(index) if serves(&config.guestfwd[index].to, connection.peer) => Ok(()),
+        _ => Err("this network does not let guests there (restrict, or an address that nobody is let to)"),
+    }
+}
+
+fn serves(to: &Served, peer: Endpoint) -> bool {
+    matches!(to, Served::Socket(name) if name.endpoint() == Some(peer))
+}
