@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import labs
 from shardnet import links
 
+REPAIR = labs.SHARDNET.parent / "shardnet-repair"
 FAR, FAR6 = "192.0.2.1", "2001:db8::1"
 MOVES, MOVES6 = "192.0.2.10", "2001:db8::10"
 OWN = {"a": (MOVES, MOVES6), "b": ("192.0.2.20", "2001:db8::20")}
@@ -92,10 +93,12 @@ class Hosts:
         variables = [f"{key}={environment[key]}" for key in ("SHARDNET_RUN_DIR", "SHARDNET_LAB")]
         return ["env", *variables, str(labs.SHARDNET), "migrate", "receive", *options, "net0"]
 
-    def move(self, *options: str, there: str = "b", receive: tuple[str, ...] = (), status: int = 0) -> str:
+    def move(
+        self, *options: str, there: str = "b", between: str = "", receive: tuple[str, ...] = (), status: int = 0
+    ) -> str:
         """Move the flows of the other host's network here."""
         here = self.labs["b" if there == "a" else "a"]
-        words = ["migrate", "move", "-o", "json", "--between", self.between(there), *options, "net0"]
+        words = ["migrate", "move", "-o", "json", "--between", between or self.between(there), *options, "net0"]
         return here.shardnet(*words, "--", *self.receive(there, *receive), status=status)
 
 

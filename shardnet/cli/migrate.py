@@ -288,7 +288,13 @@ def _started(program: str) -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         # It ends when nobody has the connection any more: that is the worker's, longer than ours.
-        subprocess.Popen([program, "-"], stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True)
+        subprocess.Popen(
+            [program, "-"],
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # nor shall it hold a pipe of ours open
+            start_new_session=True,
+        )
     return _answering(ours, program)
 
 

@@ -12,7 +12,7 @@ use super::flows::Endpoint;
 use super::service::Service;
 use super::socket::Name;
 use super::spread::Spread;
-use super::wire::{Mac, Packet, v4};
+use super::wire::{Mac, Packet, is_loopback, v4};
 use crate::frame::be16;
 use crate::ports::Port;
 
@@ -268,7 +268,7 @@ impl Config {
 
     /// How a guest is to see an address of the outside: the host's loopback is the host.
     pub fn seen(&self, ip: Ipv6Addr) -> Ipv6Addr {
-        let loopback = v4(ip).is_some_and(|ip| ip.is_loopback()) || ip.is_loopback();
+        let loopback = is_loopback(ip);
         match self.subnet(ip) {
             Some(subnet) if loopback || ip.is_unspecified() => subnet.host,
             _ => ip,

@@ -19,7 +19,7 @@ use super::flows::{Endpoint, Id};
 use super::icmp::{self, Trouble};
 use super::migrate::Mapping;
 use super::shares::Kind;
-use super::socket::{Socket, bind_outbound};
+use super::socket::{Name, Socket, bind_outbound};
 use super::timer::Alarm;
 use super::wire::{self, Mac, Packet, Room, UDP, Way, put16};
 use super::{Arrival, Network, fragments, kind};
@@ -101,12 +101,20 @@ impl Udp {
             answered: self.answered,
             age_ms: now_ms.saturating_sub(traffic.since_ms),
             idle_ms: now_ms.saturating_sub(self.used_ms),
-            local: self.socket.local()?,
+            local: self.outside()?,
             far: traffic.far,
             from_guest: traffic.from_guest,
             to_guest: traffic.to_guest,
             datagrams_to_guest: traffic.datagrams_to_guest,
         })
+    }
+
+    /// Where it is heard from: with the address that goes to the last far end, where the socket has none of its own.
+    fn outside(&self) -> Option<Endpoint> {
+        let local = self.socket.local()?;
+        let far = self.traffic.far.filter(|far| is_unspecified(local.ip) && !wire::is_loopback(far.ip));
+        let source = far.and_then(|far| source_for(far).ok().flatten());
+        Some(Endpoint { ip: source.map_or(local.ip, |source| source.ip), port: local.port })
     }
 
     fn remember(&mut self, seen: Endpoint, at: Endpoint, heard_ms: u64) {
@@ -130,6 +138,18 @@ impl Udp {
             "unanswered"
         }
     }
+}
+
+fn is_unspecified(ip: Ipv6Addr) -> bool {
+    wire::v4(ip).map_or(ip.is_unspecified(), |ip| ip.is_unspecified())
+}
+
+/// The address of ours that the kernel speaks from to this one.
+fn source_for(far: Endpoint) -> io::Result<Option<Endpoint>> {
+    let name = Name::of(far);
+    let probe = Socket::new(name.family(), libc::SOCK_DGRAM, 0)?;
+    probe.connect(&name)?;
+    Ok(probe.local())
 }
 
 /// The header of a datagram as a guest sent it (RFC 768).

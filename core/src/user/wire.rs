@@ -23,6 +23,11 @@ pub const HEAD: usize = 14 + 40 + 256 + 60;
 /// Extension headers that are stepped over.
 const EXTENSIONS: usize = 8;
 
+/// Is it this host, by an address that means another one elsewhere?
+pub fn is_loopback(ip: Ipv6Addr) -> bool {
+    v4(ip).map_or(ip.is_loopback(), |ip| ip.is_loopback())
+}
+
 pub fn v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     address.to_ipv4_mapped()
 }

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv6Addr;
 
-use super::kernel::{QUEUE_MOST, is_loopback};
+use super::kernel::QUEUE_MOST;
 use super::named;
 use super::record::{Connection, Flow, Lost, Mapping, Neighbour, Net, State, end, state};
 use crate::frame;
@@ -16,7 +16,7 @@ use crate::user::config::{Config, Served, Subnet, Target};
 use crate::user::flows::{Endpoint, Ends};
 use crate::user::shares::Kind;
 use crate::user::tcp::{MSS_LEAST, SCALE, flag};
-use crate::user::wire::{Mac, v4};
+use crate::user::wire::{Mac, is_loopback, v4};
 
 /// The widest window, at the largest scale (RFC 7323, 2.3).
 const WINDOW_MOST: u32 = 1 << 30;
@@ -204,7 +204,7 @@ fn check_connection(flow: &Flow, connection: &Connection) -> Result<(), &'static
     if local.port == 0 || peer.port == 0 || v4(local.ip).is_some() != v4(peer.ip).is_some() {
         return Err("a connection that has no ends");
     }
-    if [local, peer].iter().any(|end| is_loopback(**end) || end.ip.is_unspecified() || end.ip.is_multicast()) {
+    if [local, peer].iter().any(|end| is_loopback(end.ip) || end.ip.is_unspecified() || end.ip.is_multicast()) {
         return Err("a connection that cannot go");
     }
     if connection.snd_scale > SCALE_MOST || connection.rcv_scale > SCALE_MOST || connection.end > end::UNSENT {

@@ -16,6 +16,7 @@ use std::io;
 use super::record::{Bytes, Connection, Window, end};
 use crate::user::flows::Endpoint;
 use crate::user::socket::{Name, Socket};
+use crate::user::wire::is_loopback;
 
 // linux/tcp.h
 const TCP_REPAIR_QUEUE: libc::c_int = 20;
@@ -61,13 +62,9 @@ fn state(socket: &Socket) -> Option<(u8, [u8; 8])> {
 
 /// Can the connection be built anew elsewhere? Not on a loopback or by a link-local address, which are not the same there.
 pub fn may_go(socket: &Socket) -> bool {
-    let is_local = |end: Endpoint| is_loopback(end) || end.ip.is_unicast_link_local();
+    let is_local = |end: Endpoint| is_loopback(end.ip) || end.ip.is_unicast_link_local();
     let is_far = |end: Option<Endpoint>| end.is_some_and(|end| !is_local(end));
     state(socket).is_some() && is_far(socket.local()) && is_far(socket.peer())
-}
-
-pub fn is_loopback(end: Endpoint) -> bool {
-    end.ip.is_loopback() || end.ip.to_ipv4_mapped().is_some_and(|ip| ip.is_loopback())
 }
 
 /// Read a connection whose socket is locked and in repair mode; `true` beside it: the far end has said its last.
