@@ -7,7 +7,7 @@ use std::io;
 
 use super::Core;
 use super::flows::Ends;
-use super::ranges::later;
+use super::ranges::{before, later};
 use super::segment::{ACK, FIN, PSH, RST, SYN, Segment};
 use super::tcp::{SCALE, State, Tcp, flag};
 use super::wire::{self, Room, TCP, Way, put16, put32};
@@ -32,7 +32,7 @@ impl Tcp {
     pub fn output(&mut self, core: &mut Core, ends: &Ends, room: &mut Room) -> Option<usize> {
         self.flags &= !flag::LISTED;
         if self.is(flag::SAY_RST) {
-            let seq = self.snd_nxt;
+            let seq = self.acceptable();
             self.state = State::Gone;
             self.socket = None;
             return Some(self.segment(ends, core, room, &Fields { seq, ack: self.rcv_nxt, flags: RST | ACK, window: 0 }, 0, 0));
@@ -206,6 +206,12 @@ impl Tcp {
         }
     }
 
+    /// The number for a segment without data. Beyond its window, where a probe has gone, the guest would not even read the ACK.
+    pub fn acceptable(&self) -> u32 {
+        let end = self.snd_una.wrapping_add(self.wnd);
+        if self.state == State::Open && before(end, self.snd_nxt) { end } else { self.snd_nxt }
+    }
+
     /// A segment that goes out acknowledges as well; but what lies beyond a hole is said by an ACK alone.
     fn said_ack(&mut self) {
         if !self.has_hole() {
@@ -289,7 +295,7 @@ impl Tcp {
         } else {
             self.window(core)
         };
-        let seq = if self.is(flag::KEEPALIVE) { self.snd_nxt.wrapping_sub(1) } else { self.snd_nxt };
+        let seq = if self.is(flag::KEEPALIVE) { self.snd_una.wrapping_sub(1) } else { self.acceptable() };
         let mut options = 0;
         if self.has_hole() {
             let at = wire::headers_len(ends.guest.ip) + HEADER;

@@ -26,6 +26,21 @@ fn a_closed_window_is_probed_and_what_it_held_back_arrives_when_it_opens() {
 }
 
 #[test]
+fn a_guest_whose_window_is_closed_hears_that_what_it_sends_has_come() {
+    let mut exchange = exchange();
+    let mut far = exchange.opens();
+    exchange.window = 0;
+    exchange.say(ACK, &[]);
+    far.write_all(b"held back").unwrap();
+    exchange.silence();
+    let (_, probe) = exchange.waits();
+    assert_eq!((probe.seq, probe.data.len()), (exchange.ack, 1)); // it has no room for that
+    exchange.say(ACK, b"sent meanwhile");
+    let (_, seen) = exchange.waits();
+    assert_eq!((seen.seq, seen.ack, seen.data.len()), (exchange.ack, exchange.seq.wrapping_add(14), 0));
+}
+
+#[test]
 fn a_window_that_shrinks_loses_nothing() {
     let mut exchange = exchange();
     let mut far = exchange.opens();

@@ -113,9 +113,13 @@ impl Network {
             };
             match socket {
                 Ok(socket) => found.tcp.push(flow(ends, tcp, socket, now_ms)),
-                Err(_) => {
-                    found.lost.push(Lost { guest: ends.guest, far: ends.far, mac: tcp.mac, snd_nxt: tcp.snd_nxt, rcv_nxt: tcp.rcv_nxt })
-                }
+                Err(_) => found.lost.push(Lost {
+                    guest: ends.guest,
+                    far: ends.far,
+                    mac: tcp.mac,
+                    snd_nxt: tcp.acceptable(),
+                    rcv_nxt: tcp.rcv_nxt,
+                }),
             }
         }
         found.udp.extend(self.udp.iter().filter(|(_, _, udp)| !udp.is_fixed()).filter_map(|(_, guest, udp)| udp.mapping(*guest, now_ms)));
