@@ -245,3 +245,177 @@ fn check_way(config: &Config, flow: &Flow, connection: &Connection) -> Result<()
 fn serves(to: &Served, peer: Endpoint) -> bool {
     matches!(to, Served::Socket(name) if name.endpoint() == Some(peer))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lane::{FRAME_MOST, VNET_LEN};
+    use crate::testing::user_config;
+    use crate::user::migrate::record::{Bytes, Part, Window};
+
+    fn end(text: &str, port: u16) -> Endpoint {
+        let ip: std::net::IpAddr = text.parse().expect("an address");
+        let ip = match ip {
+            std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            std::net::IpAddr::V6(ip) => ip,
+        };
+        Endpoint { ip, port }
+    }
+
+    /// A flow with something of everything: in flight, beyond a hole, in each queue.
+    fn flow() -> Flow {
+        let mac = [0x52, 0x54, 0, 0, 0, 0x15];
+        let bytes = |len: usize| Bytes(vec![7; len]);
+        let window = Window { snd_wl1: 5, snd_wnd: 65_000, max_window: 65_000, rcv_wnd: 65_000, rcv_wup: 1000 };
+        Flow {
+            guest: end("10.0.2.15", 40_000),
+            far: end("192.0.2.1", 80),
+            mac,
+            owner: mac,
+            state: state::OPEN,
+            flags: flag::SACK | flag::SCALED,
+            irs: u32::MAX - 500,
+            rcv_nxt: 200,
+            pending: 100,
+            rcv_edge: 10_000,
+            snd_una: u32::MAX - 50,
+            snd_nxt: 100,
+            wnd: 60_000,
+            wnd_most: 60_000,
+            wnd_seq: 200,
+            wnd_ack: u32::MAX - 50,
+            shift: 7,
+            mss: 1460,
+            srtt_ms: 3,
+            rttvar_ms: 1,
+            rto_ms: 200,
+            bytes_in: 600,
+            bytes_out: 50,
+            age_ms: 5000,
+            idle_ms: 10,
+            resent: 1,
+            inward: 0,
+            held: vec![Part { seq: 100, bytes: bytes(100) }, Part { seq: 300, bytes: bytes(50) }],
+            fin: Some(500),
+            socket: Some(Connection {
+                local: end("192.0.2.10", 40_001),
+                peer: end("192.0.2.1", 80),
+                snd_seq: 10,
+                rcv_seq: 1000,
+                sent: bytes(20),
+                unsent: bytes(30),
+                received: bytes(160),
+                end: end::NONE,
+                window,
+                mss: 1460,
+                snd_scale: 7,
+                rcv_scale: 7,
+                options: 7,
+                timestamp: 99,
+                send_buffer: 87_040,
+                receive_buffer: 131_072,
+            }),
+        }
+    }
+
+    fn state(flow: Flow) -> State {
+        let config = user_config();
+        let net = |net: Option<Subnet>| net.map(|net| Net { net: net.net, prefix: net.prefix as u8, host: net.host });
+        let guest = flow.guest;
+        let mapping = Mapping {
+            guest,
+            mac: flow.mac,
+            owner: flow.mac,
+            answered: true,
+            age_ms: 1,
+            idle_ms: 1,
+            local: end("0.0.0.0", 40_002),
+            far: Some(end("192.0.2.1", 53)),
+            from_guest: 1,
+            to_guest: 1,
+            datagrams_to_guest: 1,
+        };
+        let lost = Lost { guest, far: end("192.0.2.2", 80), mac: flow.mac, snd_nxt: 1, rcv_nxt: 2 };
+        let neighbours = vec![Neighbour { ip: guest.ip, mac: flow.mac }];
+        State { v4: net(config.v4), v6: net(config.v6), tcp: vec![flow], udp: vec![mapping], lost: vec![lost], neighbours }
+    }
+
+    /// Have a network take a state and go on with it, and read what it says to its guests.
+    fn take(bytes: Vec<u8>, change: impl FnOnce(&mut Config)) -> Result<(), String> {
+        let mut config = Config { max_flows: 16, ..user_config() };
+        change(&mut config);
+        let mut network = Network::new(config).expect("a network");
+        network.freeze();
+        let wanted = network.stage(&[bytes])?;
+        assert!(wanted.len() <= 1);
+        network.thaw(true);
+        let mut room = vec![0u8; VNET_LEN + FRAME_MOST];
+        for _ in 0..20 {
+            network.turn_clock(100);
+            // SAFETY: the room is long enough, behind a header.
+            while unsafe { network.receive(room.as_mut_ptr().add(VNET_LEN)) }.is_ok() {}
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_sound_state_is_taken() {
+        assert_eq!(take(state(flow()).written(), |_| {}), Ok(()));
+    }
+
+    #[test]
+    fn a_state_that_is_cut_is_refused_wherever_it_is_cut() {
+        let whole = state(flow()).written();
+        for len in 0..whole.len() {
+            assert!(take(whole[..len].to_vec(), |_| {}).is_err(), "{len} bytes of {}", whole.len());
+        }
+        assert!(take([whole, vec![0]].concat(), |_| {}).is_err());
+    }
+
+    #[test]
+    fn a_state_with_any_byte_changed_is_refused_or_does_no_harm() {
+        let whole = state(flow()).written();
+        let mut refused = 0;
+        for at in 0..whole.len() {
+            for change in [1, 0x40, 0x80, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= change;
+                refused += usize::from(take(bytes, |_| {}).is_err());
+            }
+        }
+        assert!(refused > whole.len() / 2, "{refused} of {} refused", 4 * whole.len());
+    }
+
+    #[test]
+    fn what_this_network_does_not_allow_is_refused_whatever_the_state_says() {
+        let said = |change: fn(&mut Flow), of: fn(&mut Config)| {
+            let mut flow = flow();
+            change(&mut flow);
+            take(state(flow).written(), of).expect_err("refused")
+        };
+        let metadata = |flow: &mut Flow| {
+            flow.far = end("169.254.169.254", 80);
+            flow.socket.as_mut().expect("connected").peer = flow.far;
+        };
+        assert!(said(metadata, |_| {}).contains("does not let guests there"));
+        assert!(said(|_| {}, |config| config.restrict = true).contains("does not let guests there"));
+        assert!(said(|flow| flow.far.port = 81, |_| {}).contains("a far end that is another one"));
+        assert!(said(|flow| flow.guest = end("10.0.2.2", 1), |_| {}).contains("no guest of this network"));
+        assert!(said(|flow| flow.guest = end("10.0.9.9", 1), |_| {}).contains("no guest of this network"));
+        let loopback = |flow: &mut Flow| flow.socket.as_mut().expect("connected").local = end("127.0.0.1", 9);
+        assert!(said(loopback, |_| {}).contains("a connection that cannot go"));
+        assert!(said(|flow| flow.snd_nxt = 5000, |_| {}).contains("data for the guest that is not there"));
+        assert!(said(|flow| flow.pending = 99, |_| {}).contains("not in order"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_how_much_would() {
+        let mut many = state(flow());
+        many.tcp = (0..13).map(|step| Flow { guest: end("10.0.2.15", 1000 + step), ..flow() }).collect();
+        let why = take(many.written(), |_| {}).expect_err("refused");
+        assert_eq!(why, "13 flows of one guest (three quarters of max-flows), and there is room for 12");
+        many.tcp = (0..17).map(|step| Flow { guest: end("10.0.2.15", 1000 + step), ..flow() }).collect();
+        let why = take(many.written(), |_| {}).expect_err("refused");
+        assert_eq!(why, "17 TCP flows (max-flows), and there is room for 16");
+    }
+}
