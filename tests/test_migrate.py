@@ -15,7 +15,7 @@ import pytest
 import deadline
 import hosts
 import labs
-from shardnet import migration
+from shardnet import connection, migration
 
 pytestmark = pytest.mark.needs("root", "/dev/net/tun", "ip")
 LOT = 200_000_000
@@ -223,13 +223,14 @@ def test_a_half_closed_connection_carries_the_other_half_and_ends(scene, closer)
         deadline.until(lambda: all(flow["state"] == "time-wait" for flow in flows(scene, "b")), "its end")
 
 
-def test_ends_that_come_while_all_is_frozen_are_heard(scene):
+def test_a_frozen_network_is_silent_and_what_came_meanwhile_is_heard(scene, tmp_path):
     connections = connected(scene, count=3)
-    between = f"{scene.between('b')} && sleep 0.3"
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    between = f"read word < {go}; {scene.between('b')}"
     with contextlib.ExitStack() as opened:
-        for near, far in connections:
-            opened.enter_context(near)
-            opened.enter_context(far)
+        for one in (end for both in connections for end in both):
+            opened.enter_context(one)
         (near, far), (near_ends, its_far), (its_near, far_ends) = connections
         told = {}
         with running(lambda: told.update(moved(scene, between=between))):
@@ -238,6 +239,11 @@ def test_ends_that_come_while_all_is_frozen_are_heard(scene):
             far.sendall(b"and this too")
             near_ends.shutdown(socket.SHUT_WR)
             far_ends.shutdown(socket.SHUT_WR)
+            # Each has said it twice at least, and nobody has answered.
+            deadline.until(
+                lambda: all(connection.repeats(one) >= 2 for one in (near, far, near_ends, far_ends)), "repeats"
+            )
+            go.write_text("now\n")
         assert received(far, 21) == b"said into the silence"
         assert received(near, 12) == b"and this too"
         assert its_far.recv(1) == b"" and its_near.recv(1) == b""

@@ -56,7 +56,7 @@ impl Network {
         }
         let guest = forward.guest;
         let listener = Listener { forward: HostForward { guest: None, ..forward }, taken: 0, refused: 0, flow: None };
-        self.core.epoll.add(forward.fd, libc::EPOLLIN as u32, token_of(id))?;
+        self.hear_at(forward.fd, id)?;
         self.listeners.insert(id, listener);
         if let Err(error) = self.move_forward(id, guest) {
             self.remove_forward(id);
@@ -77,7 +77,7 @@ impl Network {
             return Ok(());
         }
         self.detach(id);
-        let Some(ip) = guest else { return self.core.epoll.add(forward.fd, libc::EPOLLIN as u32, token_of(id)) };
+        let Some(ip) = guest else { return self.hear_at(forward.fd, id) };
         self.core.epoll.remove(forward.fd);
         match self.listen_udp(&forward, Endpoint { ip, port: forward.port }) {
             Ok(flow) => {
@@ -90,7 +90,7 @@ impl Network {
                 if let Some(listener) = self.listeners.get_mut(&id) {
                     listener.forward.guest = None;
                 }
-                self.core.epoll.add(forward.fd, libc::EPOLLIN as u32, token_of(id))?;
+                self.hear_at(forward.fd, id)?;
                 Err(error)
             }
         }
@@ -104,6 +104,11 @@ impl Network {
         }
     }
 
+    /// Look at where clients knock: from now on, or from when the network is frozen no more.
+    fn hear_at(&self, fd: i32, id: u32) -> io::Result<()> {
+        if self.moving.is_frozen { Ok(()) } else { self.core.epoll.add(fd, libc::EPOLLIN as u32, token_of(id)) }
+    }
+
     /// Look at the sockets where clients knock, or do not.
     pub(super) fn hear_calls(&mut self, on: bool) {
         let waiting = self.listeners.iter().filter(|(_, listener)| listener.flow.is_none());
@@ -111,8 +116,8 @@ impl Network {
         for (fd, token) in doors {
             if !on {
                 self.core.epoll.remove(fd);
-            } else if let Err(error) = self.core.epoll.add(fd, libc::EPOLLIN as u32, token) {
-                debug_assert_eq!(error.raw_os_error(), Some(libc::EEXIST), "a descriptor of ours");
+            } else {
+                let _ = self.core.epoll.add(fd, libc::EPOLLIN as u32, token); // there was room for it before
             }
         }
     }
