@@ -62,6 +62,12 @@ class Hosts:
         self.route("a")
         self.plug("a")
 
+    def another(self, lab: Callable[..., labs.Lab], name: str, host: str) -> None:
+        """A lab more on one of the hosts, without a guest."""
+        with links.namespace(self.hosts[host].name):
+            self.labs[name] = lab("[user net0]\n", name=name)
+        self.labs[name].until_up("net0")
+
     def route(self, name: str) -> None:
         """Have what goes to the address that moves go to this host."""
         for command in self.routing(name):

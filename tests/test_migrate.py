@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import threading
@@ -344,6 +345,30 @@ def test_whoever_fails_in_the_middle_the_flows_go_on_where_they_were(scene, fail
             deadline.until(lambda one=one: one.port("net0")["state"] == "up", "both as before")
         assert moved(scene)["tcp"] == 1
         speak(near, far)
+
+
+def test_a_lab_in_the_same_namespace_is_refused_and_the_flows_go_on(scene, lab):
+    scene.another(lab, "c", "a")
+    ((near, far),) = connected(scene)
+    with near, far:
+        scene.labs["a"].shardnet("migrate", "move", "net0", "--", *scene.receive("c"), status=1)
+        speak(near, far)
+
+
+def test_a_worker_that_dies_while_it_is_frozen_resets_the_flows(scene):
+    ((near, far),) = connected(scene)
+    with near, far:
+        frozen(scene)
+        os.kill(scene.labs["a"].workers()["net0"], signal.SIGKILL)
+        with pytest.raises(ConnectionResetError):
+            near.recv(1)
+        with pytest.raises(
+            ConnectionResetError
+        ):  # it hears so when it speaks: a socket in repair mode ends without a word
+            while True:
+                far.sendall(b"hello?")
+                near.close()
+                far.recv(1)
 
 
 def test_a_frozen_network_goes_on_by_itself_when_nobody_says_more(scene):

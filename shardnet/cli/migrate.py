@@ -97,7 +97,7 @@ def run(argv: Sequence[str]) -> int:
             network.each("thaw")
             _say(arguments, counts)
         else:
-            network.each(verb)
+            network.each(verb, anew=verb == "thaw")
     return 0
 
 
@@ -166,12 +166,12 @@ class Network:
                 raise
         return _sum(told)
 
-    def each(self, step: str) -> None:
-        """Have all shards do a step; one that cannot does not hold up the others."""
+    def each(self, step: str, anew: bool = False) -> None:
+        """Have all shards do a step; one that cannot does not hold up the others. `anew`: with a helper in the place of that before."""
         wrong = []
         for shard in self.shards:
             try:
-                self._ask(shard, step, self.helpers() if step == "thaw" else None)
+                self._ask(shard, step, self.helpers() if anew else None)
             except control.Error as error:
                 wrong.append(error)
         if wrong:
@@ -201,6 +201,7 @@ def _move(network: Network, command: Sequence[str], between: str | None) -> dict
         except BaseException:
             network.each("thaw")
             raise
+        switched = time.monotonic()
         network.each("release")
         far.say(GO)
         far.hear("goes on")
@@ -211,6 +212,7 @@ def _move(network: Network, command: Sequence[str], between: str | None) -> dict
         "silent_ms": round(1000 * (ended - began), 1),
         "freeze_ms": round(1000 * (frozen - began), 1),
         "restore_ms": round(1000 * (standing - frozen), 1),
+        "between_ms": round(1000 * (switched - standing), 1),
         "why": counts["why"],
     }
 
