@@ -292,6 +292,51 @@ class Shard:
     def capture_counts(self) -> tuple[int, int]:
         """Frames written and frames lost by the capture of this worker."""
 
+class Relay:
+    """Asks resolvers what guests ask in the usual way, and leaves the rest to `shardnet.dns`; core/src/relay says how.
+
+    `take`, `ready` and `late` return what is to be done: answers to send, as datagrams; answers to keep, as (key, flags, counts, records,
+    times to live by place, where the additional records begin, seconds); datagrams to be answered; (asker, message) of those who joined;
+    questions to go on with, as (token, key, guest, resolver, id, EDNS, since when, (query, datagram or asker) each, message | b"" where none will
+    come | None where it is late); (token, message | None where none will come) of what was sent by `send`; counts by name.
+    `known`: answers and questions by their key, names of the lab, zones and wildcards by name: a question that one of them has is left.
+    """
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        """All of the keys are needed: `guest`, `waiting`, `all`, `guests`, `askers`, `rate`: limits as in `shardnet.dns.forward`; `wait_s`: the
+        longest that a question waits for others of its guest; `size`: of an answer; `patience_s`: least and most of a resolver's;
+        `inside`: first bytes of IPv4 and IPv6 addresses that an answer is not to have, or None.
+        """
+
+    def fileno(self) -> int:
+        """An epoll, readable when `ready` has something to do."""
+
+    def aim(self, targets: Sequence[tuple[int, bytes, bytes, bool, float]]) -> None:
+        """Ask these from now on: (number, domain, sockaddr, knows EDNS, patience in seconds) each."""
+
+    def answered(self) -> list[tuple[int, float]]:
+        """(number, patience) of each that has answered since the last call."""
+
+    def is_busy(self) -> bool: ...
+    def take(self, datagrams: list[tuple[bytes, bytes, int, bytes, int, bytes]], now_s: float, known: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Take queries; those that are asked of a resolver now, or wait for that, need nothing more."""
+
+    def join(self, key: bytes, asker: Any) -> bool:
+        """Have `asker` hear what is said to a question that is under way here."""
+
+    def ready(self, now_s: float, known: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Hand out what has come."""
+
+    def late(self, now_s: float, known: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Hand over what was waited for long enough."""
+
+    def send(self, sockaddr: bytes, payload: bytes) -> int:
+        """Send from a port of its own, which `close` gives up; raises OSError."""
+
+    def close(self, token: int) -> None: ...
+    def done(self, guest: bytes) -> None:
+        """A question of this guest that was handed over is over."""
+
 def drop_privileges() -> None:
     """Give up all capabilities and the right to gain any, leave no core, die with the parent (SIGKILL)."""
 

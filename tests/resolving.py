@@ -1,13 +1,14 @@
 """A DNS server in miniature: `Bench` is the server without sockets, on a clock that the test turns, and the test is the resolvers."""
 
 import ipaddress
+import socket
 from collections import Counter
 
 import dns.flags
 import dns.message
 import dns.rrset
 
-from shardnet.dns import answers, cache, resolvers, server, zones
+from shardnet.dns import answers, cache, relayed, resolvers, server, sockets, zones
 
 GUEST, OTHER = b"\x52\x54\0\0\0\1", b"\x52\x54\0\0\0\2"
 NET = ipaddress.ip_network("10.0.2.0/24")
@@ -63,13 +64,7 @@ class Bench:
     def say(self, *records, rcode=0, authority=(), number=-1, flags=0, raw=None, **given):
         """Have a resolver answer what was last asked, or another try; records are texts as in zone files."""
         one, payload = self.way.sent[number]
-        query = dns.message.from_wire(payload)
-        answer = dns.message.make_response(query, recursion_available=True)
-        answer.answer = [dns.rrset.from_text(*text.split(None, 4)) for text in records]
-        answer.authority = [dns.rrset.from_text(*text.split(None, 4)) for text in authority]
-        answer.set_rcode(rcode)
-        answer.flags |= flags
-        wire = answer.to_wire(max_size=65535)
+        wire = answered(payload, *records, rcode=rcode, authority=authority, flags=flags)
         self.server.forwarder.received(one, raw(wire) if raw else wire, self.now)
 
     def later(self, seconds):
@@ -93,3 +88,49 @@ def reading(query, said):
 def texts(message):
     """The answer section, a text for each record."""
     return sorted(f"{rrset.name} {one.to_text()}" for rrset in message.answer for one in rrset)
+
+
+class Loopback(Bench):
+    """The same with the core's relay and real sockets: one resolver, which is a socket of the test's at the loopback."""
+
+    def __init__(self, *records, **given):
+        self.resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.resolver.bind(("127.0.0.1", 0))
+        super().__init__(*records, servers=(f"127.0.0.1:{self.resolver.getsockname()[1]}",), **given)
+        made = self.server
+        native = relayed.relay(made.inside, made.size, made.forwarder.rate)
+        self.way = made.forwarder.way = sockets.Sockets(native)
+        made.relayed = self.relayed = relayed.Relayed(native, self.way, made)
+
+    def close(self):
+        self.server.forwarder.close()
+        self.way.close()
+        self.resolver.close()
+
+    def question(self):
+        """What the resolver was asked, and by whom; None where nothing was."""
+        try:
+            return self.resolver.recvfrom(4096)
+        except BlockingIOError:
+            return None
+
+    def reply(self, raw, peer):
+        """Have the resolver, or whoever has that socket, say something."""
+        self.resolver.sendto(raw, peer)
+        self.relayed.ready(self.now)
+
+    def later(self, seconds):
+        for _ in range(max(1, round(seconds / 0.05))):
+            self.now += 0.05
+            self.relayed.due(self.now)
+            self.server.forwarder.due(self.now)
+
+
+def answered(payload, *records, rcode=0, authority=(), flags=0):
+    """A resolver's answer to a query; records are texts as in zone files."""
+    answer = dns.message.make_response(dns.message.from_wire(payload), recursion_available=True)
+    answer.answer = [dns.rrset.from_text(*text.split(None, 4)) for text in records]
+    answer.authority = [dns.rrset.from_text(*text.split(None, 4)) for text in authority]
+    answer.set_rcode(rcode)
+    answer.flags |= flags
+    return answer.to_wire(max_size=65535)

@@ -86,7 +86,7 @@ def test_no_worker_of_one_kind_knows_the_supervisor_or_the_command_line():
 
 CORE = [
     "python",
-    "shard",
+    "shard|relay",
     "user",
     "port|repair",
     "switch",

@@ -1,7 +1,7 @@
 //! The per-frame core of shardnet.
 //!
 //! ```text
-//!   python (PyO3, thin) -> shard (a worker's loop) -> port/*, user/* (engines), switch -> arena, lane, table, frame, offload -> sys
+//!   python (PyO3, thin) -> shard (a worker's loop), relay -> port/*, user/* (engines), switch -> arena, lane, table, frame, offload -> sys
 //! ```
 //!
 //! Only towards the right. Everything but `python` builds and is tested without Python.
@@ -22,6 +22,8 @@ pub mod lane;
 pub mod port;
 #[cfg(not(loom))]
 pub mod ports;
+#[cfg(not(loom))]
+pub mod relay;
 #[cfg(not(loom))]
 pub mod repair;
 #[cfg(not(loom))]

@@ -47,6 +47,9 @@ class Way(Protocol):
     def end(self, one: "Try") -> None:
         """Close what was opened for this try."""
 
+    def over(self, guest: bytes) -> None:
+        """A question that was adopted is over."""
+
 
 class Try:
     """One resolver asked once."""
@@ -62,7 +65,7 @@ class Try:
 class Question:
     """What is asked of the resolvers on behalf of everybody who wants to know."""
 
-    __slots__ = ("askers", "asked", "best", "deadline", "done", "due", "guest", "key", "made", "plan", "tries")
+    __slots__ = ("askers", "asked", "best", "deadline", "done", "due", "guest", "key", "made", "plan", "relayed", "tries")
 
     def __init__(self, asked: wire.Query, key: bytes, guest: bytes, deadline: float) -> None:
         self.asked, self.key, self.guest, self.deadline = asked, key, guest, deadline
@@ -73,6 +76,7 @@ class Question:
         self.made = 0
         self.best: bytes | None = None  # a refusal
         self.done = False
+        self.relayed = False  # it came from the relay, which counts it
 
 
 class Guest:
@@ -135,6 +139,19 @@ class Forwarder:
             return wire.NOERROR
         self._start(asked, key, asker, guest, now + DEADLINE_S, now)
         return wire.NOERROR
+
+    def adopt(
+        self, asked: wire.Query, key: bytes, askers: list[Any], guest: bytes, resolver: resolvers.Resolver, since: float
+    ) -> Question:
+        """Go on with a question that this resolver was asked already; the caller gives it that try."""
+        question = self.questions[key] = Question(asked, key, guest, since + DEADLINE_S)
+        question.askers, question.relayed, question.made = askers, True, 1
+        question.plan = [resolver, *(one for one in self.planned(asked.name, since) if one is not resolver)]
+        return question
+
+    def late(self, question: Question, now: float) -> None:
+        """Nobody has answered yet: ask the next resolver as well."""
+        self._advance(question, now)
 
     def received(self, one: Try, message: bytes, now: float) -> None:
         """A message came for a try; whether it is the answer is seen here."""
@@ -220,12 +237,16 @@ class Forwarder:
                 name = name[name[0] + 1 :]
         return self.resolvers
 
+    def planned(self, name: bytes, now: float) -> list[resolvers.Resolver]:
+        """The same in the order in which they are asked."""
+        found = self.chosen(name)
+        return sorted(found, key=lambda one: one.last_until > now) if len(found) > 1 else found
+
     def _start(self, asked: wire.Query, key: bytes, asker: Any, guest: bytes, deadline: float, now: float) -> None:
         question = self.questions[key] = Question(asked, key, guest, deadline)
         question.askers.append(asker)
         self.guests[guest].under_way += 1
-        found = self.chosen(asked.name)
-        question.plan = sorted(found, key=lambda one: one.last_until > now) if len(found) > 1 else found
+        question.plan = self.planned(asked.name, now)
         self.count("forwarded")
         self._advance(question, now)
 
@@ -275,6 +296,10 @@ class Forwarder:
         del self.questions[question.key]
         if message is None:
             self.count("failed")
+        if question.relayed:
+            self.way.over(question.guest)
+            self.answered(question, message, now)
+            return
         guest = self.guests[question.guest]
         guest.under_way -= 1
         self.answered(question, message, now)

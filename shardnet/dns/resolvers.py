@@ -5,6 +5,7 @@ import ipaddress
 import os
 import re
 import socket
+import struct
 from typing import Any
 
 from shardnet.dns import zones
@@ -27,6 +28,7 @@ class Resolver:
         )
         self.family: int = found[0][0]
         self.where: tuple[Any, ...] = found[0][4]
+        self.sockaddr = _sockaddr(self.family, self.where)
         self.edns = True  # until it says that it knows no OPT
         self.failures = 0
         self.last_until = 0.0  # asked after the others until then
@@ -42,11 +44,24 @@ class Resolver:
         wait = self.patience * 0.875 + took * 4 * 0.125
         self.patience = min(max(wait, PATIENCE_MIN_S), PATIENCE_MAX_S)
 
+    def works(self, patience: float) -> None:
+        """It has answered the core, which waits so long for it by now."""
+        self.failures, self.last_until, self.patience = 0, 0.0, patience
+
     def failed(self, now: float) -> None:
         """It did not, or could not."""
         if now >= self.last_until:
             self.last_until = now + min(FAILED_S * 2**self.failures, FAILED_MAX_S)
             self.failures = min(self.failures + 1, 8)
+
+
+def _sockaddr(family: int, where: tuple[Any, ...]) -> bytes:
+    """An address as the kernel takes it (ip(7), ipv6(7))."""
+    packed, port = socket.inet_pton(family, where[0].partition("%")[0]), where[1]
+    if family == socket.AF_INET:
+        return struct.pack("=H", family) + struct.pack(">H", port) + packed + bytes(8)
+    _, _, flow, scope = where
+    return struct.pack("=H", family) + struct.pack(">HI", port, flow) + packed + struct.pack("=I", scope)
 
 
 def read(text: str) -> Resolver:

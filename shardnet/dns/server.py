@@ -28,6 +28,19 @@ class Stream(Protocol):
         """Give it an answer; one that is gone takes it without a word."""
 
 
+class Relayed(Protocol):
+    """The core's part of the forwarder (relayed.py)."""
+
+    def take(self, datagrams: list[Datagram], now: float) -> list[Datagram]:
+        """Take queries; returns those that are to be answered here."""
+
+    def join(self, key: bytes, asker: "Asker", asked: wire.Query) -> bool:
+        """Have somebody wait for what is under way there; False where it is not."""
+
+    def aim_anew(self) -> None:
+        """The resolvers are others."""
+
+
 class Asker(NamedTuple):
     """Who waits for the resolvers."""
 
@@ -53,12 +66,14 @@ class Server:
         self.zones, self.cache, self.inside, self.size, self.forwards = known, kept, inside, size, forwards
         self.count = count  # of (name) or (name, by)
         self.forwarder = forward.Forwarder(way, self._answered, count, rate)
+        self.relayed: Relayed | None = None  # the core's part of the forwarder; without it all is done here
         self.outbox: list[Datagram] = []
 
     def receive(self, datagrams: list[Datagram], now: float) -> list[Datagram]:
         """Take queries, and return the answers that there are already."""
         ready_for = self.cache.ready.get
         out: list[Datagram] = []
+        unread: list[Datagram] = []
         hits = 0
         for datagram in datagrams:
             payload, peer, peer_port, local, local_port, mac = datagram
@@ -66,10 +81,14 @@ class Server:
             if ready is not None and (now < ready.until or ready.renew(now)):
                 hits += 1
                 out.append((payload[:2] + ready.tail, peer, peer_port, local, local_port, mac))
-                continue
-            answer = self.query(payload, datagram, mac, now)
+            else:
+                unread.append(datagram)
+        if unread and self.relayed is not None:
+            unread = self.relayed.take(unread, now)
+        for datagram in unread:
+            answer = self.query(datagram[0], datagram, datagram[5], now)
             if answer is not None:
-                out.append((answer, peer, peer_port, local, local_port, mac))
+                out.append((answer, *datagram[1:]))
         self.count("queries", len(datagrams))
         if hits:
             self.count("hits", hits)
@@ -110,6 +129,8 @@ class Server:
     def resolve_by(self, found: list) -> None:
         """Ask these resolvers from now on; what others said is forgotten, as they may say otherwise (a VPN came or went)."""
         self.forwarder.replace(found)
+        if self.relayed is not None:
+            self.relayed.aim_anew()
         self.cache.forget()
 
     def _onward(
@@ -135,29 +156,43 @@ class Server:
         if not self.forwards:
             self.count("refused")
             return wire.error(asker.asked, wire.REFUSED)
+        if self.relayed is not None and self.relayed.join(key, asker, asked):
+            return None
         rcode = self.forwarder.ask(asked, key, asker, guest, now)
         if rcode == forward.SILENCE and not isinstance(asker.to, tuple):
             rcode = wire.REFUSED  # on a connection every query is answered
         return wire.error(asker.asked, rcode) if rcode > 0 else None
 
+    def heard(self, asker: Asker, asked: wire.Query, message: bytes, now: float) -> None:
+        """Give somebody what a resolver said to a question of the core's."""
+        self._tell(asker, asked, self._read(asked, message, now), now)
+
     def _answered(self, question: forward.Question, message: bytes | None, now: float) -> None:
         """Give everybody who waits what the resolvers said."""
+        answer = self._read(question.asked, message, now)
+        self.cache.keep(question.key, answer)
+        for asker in question.askers:
+            self._tell(asker, question.asked, answer, now)
+
+    def _read(self, asked: wire.Query, message: bytes | None, now: float) -> cache.Answer:
+        answer = answers.failure(now)
         try:
-            answer = answers.failure(now)
             if message is not None and len(message) > 12:
-                answer, stripped = answers.read(question.asked, message, now, self.inside)
+                answer, stripped = answers.read(asked, message, now, self.inside)
                 if stripped:
                     self.count("rebinding", stripped)
         except wire.Malformed:
             self.count("strange")
-        self.cache.keep(question.key, answer)
-        for asked, to, alias in question.askers:
-            given = answer if alias is None else self._joined(asked, alias, answer, question.asked, now)
-            written = self._written(asked, to, given, now)
-            if isinstance(to, tuple):
-                self.outbox.append((written, *to[1:]))
-            else:
-                to.answer(written, now)
+        return answer
+
+    def _tell(self, asker: Asker, target: wire.Query, answer: cache.Answer, now: float) -> None:
+        asked, to, alias = asker
+        given = answer if alias is None else self._joined(asked, alias, answer, target, now)
+        written = self._written(asked, to, given, now)
+        if isinstance(to, tuple):
+            self.outbox.append((written, *to[1:]))
+        else:
+            to.answer(written, now)
 
     def _written(self, asked: wire.Query, to: Datagram | Stream, answer: cache.Answer, now: float) -> bytes:
         if not isinstance(to, tuple):

@@ -1,7 +1,7 @@
 """The way to the resolvers: a socket for each try, none of which is ever waited for.
 
-All are in one epoll, whose descriptor is the one thing for the worker's loop to watch: it is readable when any of them is. The
-kernel chooses the port of a datagram's socket at random (RFC 6056), and connect() lets nothing else in and refusals be heard.
+Datagrams leave by the core's sockets (core/src/relay/sockets.rs), connections by sockets of their own. All are in one epoll,
+whose descriptor is the one thing for the worker's loop to watch: it is readable when any of them is.
 """
 
 import contextlib
@@ -9,10 +9,9 @@ import errno
 import select
 import socket
 
+from shardnet import _core
 from shardnet.dns import forward, wire
 
-BATCH = 256  # answers between two looks at what guests ask
-DATAGRAM_MAX = 4096  # more than an answer to us may be; a longer one is cut, and refused as malformed
 STREAMS_MAX = 64
 RECEIVE_MAX = 1 << 16
 
@@ -20,25 +19,26 @@ RECEIVE_MAX = 1 << 16
 class Sockets:
     """Implements forward.Way with the host's sockets; `epoll` is readable when `ready` has something to do."""
 
-    def __init__(self) -> None:
+    def __init__(self, relay: _core.Relay) -> None:
+        self.relay = relay
         self.epoll = select.epoll()
-        self.tries: dict[int, forward.Try] = {}
+        self.epoll.register(relay.fileno(), select.EPOLLIN)
+        self.asked: dict[int, forward.Try] = {}  # by datagrams, by the relay's tokens
+        self.tries: dict[int, forward.Try] = {}  # over connections
         self.streams: dict[int, tuple[bytes, bytearray]] = {}  # what is still to be sent, and what came
 
     def datagram(self, one: forward.Try, payload: bytes) -> bool:
         """Send from a new socket; False where that could not be."""
         try:
-            sock = socket.socket(one.resolver.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            self.adopt(one, self.relay.send(one.resolver.sockaddr, payload))
         except OSError:
-            return False
-        try:
-            sock.connect(one.resolver.where)
-            sock.send(payload)
-            self._hold(sock, one, select.EPOLLIN)
-        except OSError:
-            sock.close()
             return False
         return True
+
+    def adopt(self, one: forward.Try, token: int) -> None:
+        """Have what comes to a socket of the relay's be for this try."""
+        one.socket = token
+        self.asked[token] = one
 
     def stream(self, one: forward.Try, payload: bytes) -> bool:
         """Send over a new TCP connection; False where that could not be."""
@@ -60,19 +60,27 @@ class Sockets:
 
     def end(self, one: forward.Try) -> None:
         """Close what was opened for this try; the epoll forgets a closed socket by itself."""
+        if not one.tcp:
+            del self.asked[one.socket]
+            self.relay.close(one.socket)
+            return
         fd = one.socket.fileno()
         del self.tries[fd]
         self.streams.pop(fd, None)
         one.socket.close()
 
+    def over(self, guest: bytes) -> None:
+        """A question that was adopted is over."""
+        self.relay.done(guest)
+
     def ready(self, forwarder: forward.Forwarder, now: float) -> None:
-        """Hand over what has come."""
-        for fd, _ in self.epoll.poll(0, BATCH):
+        """Hand over what has come over connections."""
+        for fd, _ in self.epoll.poll(0, STREAMS_MAX + 1) if self.tries else ():
             one = self.tries.get(fd)
             if one is None:
-                continue  # closed by an answer before it in this batch
+                continue  # closed by an answer before it in this batch, or the relay's
             try:
-                message = self._stream(one, fd) if one.tcp else one.socket.recv(DATAGRAM_MAX)
+                message = self._stream(one, fd)
             except BlockingIOError:
                 continue
             except OSError:
@@ -83,7 +91,7 @@ class Sockets:
 
     def close(self) -> None:
         """Close everything."""
-        for one in list(self.tries.values()):
+        for one in [*self.asked.values(), *self.tries.values()]:
             self.end(one)
         self.epoll.close()
 

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from shardnet import options, serving
-from shardnet.dns import answers, cache, resolvers, server, settings, sockets, streams, zones
+from shardnet.dns import answers, cache, relayed, resolvers, server, settings, sockets, streams, zones
 
 if TYPE_CHECKING:
     from shardnet import worker
@@ -87,7 +87,6 @@ class Port:
         self.connections: dict[serving.Connection, streams.Stream] = {}
         self.file = None if given.dns_servers else resolvers.File(given.resolv_conf or "/etc/resolv.conf")
         self.ticking = self.sweeping = False
-        self.way = sockets.Sockets()
         self.server = self._server()
 
     def prepare(self) -> None:
@@ -148,6 +147,8 @@ class Port:
         if given.rebinding != "off":
             allowed = [*given.domains, *map(zones.packed, given.rebinding_allow)]
             inside = answers.local(given.networks, given.rebinding == "private", allowed)
+        native = relayed.relay(inside, given.udp_size, given.rate)
+        self.way = sockets.Sockets(native)
         made = server.Server(
             known,
             cache.Cache(given.cache),
@@ -161,12 +162,14 @@ class Port:
         made.forwarder.domains = {
             name: [resolvers.read(text) for text in texts] for name, texts in given.domains.items()
         }
+        made.relayed = self.relayed = relayed.Relayed(native, self.way, made)
         return made
 
     def _answered(self) -> None:
         """Something came from the resolvers."""
         now = time.monotonic()
         try:
+            self.relayed.ready(now)
             self.way.ready(self.server.forwarder, now)
         except Exception:
             self.place.mistake()
@@ -177,7 +180,7 @@ class Port:
         if self.server.outbox:
             out, self.server.outbox = self.server.outbox, []
             self.place.answer(out)
-        if not self.ticking and self.server.forwarder.wait(now) is not None:
+        if not self.ticking and (self.relayed.is_busy or self.server.forwarder.wait(now) is not None):
             self.ticking = True
             self.place.later(TICK_S, self._tick)
 
@@ -185,6 +188,7 @@ class Port:
         self.ticking = False
         now = time.monotonic()
         try:
+            self.relayed.due(now)
             self.server.forwarder.due(now)
         except Exception:
             self.place.mistake()

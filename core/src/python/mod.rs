@@ -4,6 +4,7 @@
 
 mod arena;
 mod process;
+mod relay;
 mod service;
 mod shard;
 mod user;
@@ -24,6 +25,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("PACKET_RING", (BLOCK, SLOT * SLOTS / BLOCK, SLOT, SLOTS))?;
     module.add_class::<arena::Arena>()?;
     module.add_class::<shard::Shard>()?;
+    module.add_class::<relay::Relay>()?;
     module.add_function(wrap_pyfunction!(process::drop_privileges, module)?)?;
     module.add_function(wrap_pyfunction!(process::process_title, module)?)?;
     module.add_function(wrap_pyfunction!(user::share, module)?)?;

@@ -224,6 +224,12 @@ impl Socket {
         checked_len(unsafe { libc::send(self.fd(), at.cast(), len, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) })
     }
 
+    /// Take the next datagram; what is longer than `out` is cut.
+    pub fn receive(&self, out: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: `out` is writable for its length.
+        checked_len(unsafe { libc::recv(self.fd(), out.as_mut_ptr().cast(), out.len(), libc::MSG_DONTWAIT) })
+    }
+
     /// Have the next look begin `offset` bytes behind what was discarded; false where the kernel cannot do so.
     pub fn peek_from(&self, offset: usize) -> bool {
         self.set(libc::SOL_SOCKET, PEEK_OFF, offset as libc::c_int).is_ok()
