@@ -25,6 +25,26 @@ exit 0
 """
 
 
+NETWORKD = """
+mount -t tmpfs tmpfs /run
+mount -o remount,ro,bind /sys
+mkdir -p /run/systemd/network /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp
+chown -R systemd-network /run/systemd/netif
+cat > /run/systemd/network/one.network << end
+[Match]
+Name={interface}
+[Network]
+DHCP=yes
+IPv6AcceptRA=no
+[DHCPv4]
+Hostname=box
+[DHCPv6]
+WithoutRA=solicit
+end
+SYSTEMD_LOG_LEVEL=debug SYSTEMD_LOG_TARGET=console exec /lib/systemd/systemd-networkd
+"""
+
+
 class Client:
     """A client program on one interface of a namespace."""
 
@@ -65,6 +85,11 @@ class Client:
                     process.wait(10)
                 process.kill()
                 process.wait()
+
+    def networkd(self) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+        """Run systemd-networkd, without the rest of systemd: a /run of its own, and a /sys that says that there is no udev."""
+        text = NETWORKD.format(interface=self.interface)
+        return self.running("unshare", "--mount", "sh", "-ec", text)
 
     def udhcpc(self, *words: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
         """Run udhcpc in the foreground: SIGUSR1 renews, SIGUSR2 releases."""

@@ -1,6 +1,7 @@
 """[dhcp NAME] in a running lab: dhclient, udhcpc and dhcpcd in namespaces, a guest's busybox, and what a killed service costs them."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -34,6 +35,20 @@ ifname = dhtwo
 netns = {two}
 mac = 52:54:00:00:00:02
 """
+SHORT = """
+[dhcp pool]
+address = 10.0.2.2/24
+address6 = fec0::2/64
+router = 10.0.2.2
+dns = 10.0.2.3, fec0::3
+lease-time = 60
+
+[tap one]
+ifname = dhone
+netns = {one}
+mac = 52:54:00:00:00:01
+"""
+NETWORKD = "/lib/systemd/systemd-networkd"
 DHCPCD_LEASE = Path("/var/lib/dhcpcd/dhone.lease")
 ROOT = pytest.mark.needs("root", "/dev/net/tun", "dhclient", "udhcpc", "dhcpcd")
 
@@ -137,6 +152,49 @@ def test_dhclient_gets_renews_and_releases_an_address_of_ipv6_and_asks_for_the_r
     one.dhclient("-1", "-S", family=6)
     assert one.told("RENEW6")["new_dhcp6_name_servers"] == "fec0::3"
     one.dhclient("-x", family=6)
+
+
+@ROOT
+@pytest.mark.parametrize(("age", "word"), [(50_000, "Renew"), (75_000, "Rebind")])
+def test_dhclient_renews_and_rebinds_an_address_of_ipv6(two, age, word):
+    """Its lease is made older than T1, or T2, in the file that it keeps: what is due, it does when it starts."""
+    running, one, _ = two
+    one.dhclient("-1", family=6)
+    one.told("BOUND6")
+    one.dhclient("-x", family=6)
+    kept = one.directory / "leases6"
+    kept.write_text(re.sub(r"starts (\d+)", lambda found: f"starts {int(found[1]) - age}", kept.read_text()))
+    files = ["-sf", one.script, "-lf", kept, "-pf", one.directory / "pid6"]
+    began = time.time()
+    with one.running("dhclient", "-6", "-d", "-v", *map(str, files), one.interface):
+        told = one.told(f"{word.upper()}6")
+        assert told["new_ip6_address"] == "fec0::1000" and int(told["new_life_starts"]) >= int(began)
+        assert f"XMT: {word} on {one.interface}" in (one.directory / "said").read_text()
+        assert leased(running)["fec0::1000"] == "bound"
+
+
+@pytest.mark.needs("root", "/dev/net/tun", NETWORKD)
+def test_networkd_gets_renews_releases_and_gets_again_in_both_families(lab, namespace, tmp_path):
+    netns = namespace("one")
+    netns.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
+    running = lab(SHORT.format(one=netns.name))
+    running.until_up("pool", "one")
+    client = dhcpclients.Client(netns, "dhone", tmp_path)
+
+    def held():
+        return {one["address"]: one["until"] for one in running.json("leases") if one["state"] == "bound"}
+
+    with client.networkd():
+        deadline.until(lambda: set(held()) == {"10.0.2.15", "fec0::1000"}, "both leases", 30)
+        deadline.until(lambda: "fec0::1000/128" in netns.run("ip", "address", "show", "dhone"), "the address of IPv6")
+        assert "inet 10.0.2.15/24" in netns.run("ip", "address", "show", "dhone")
+        assert "default via 10.0.2.2 dev dhone proto dhcp" in netns.run("ip", "route")
+        assert {one["name"] for one in running.json("leases")} == {"box"}
+        first = held()
+        deadline.until(lambda: all(until > first[at] for at, until in held().items()), "T1 of half a minute", 60)
+    deadline.until(lambda: "10.0.2.15" not in held(), "the release")
+    with client.networkd():
+        deadline.until(lambda: set(held()) == {"10.0.2.15", "fec0::1000"}, "both leases again", 30)
 
 
 @ROOT
