@@ -318,7 +318,9 @@ class Relay:
         """(number, patience) of each that has answered since the last call."""
 
     def is_busy(self) -> bool: ...
-    def take(self, datagrams: list[tuple[bytes, bytes, int, bytes, int, bytes]], now_s: float, known: tuple[Any, ...]) -> tuple[Any, ...]:
+    def take(
+        self, datagrams: list[tuple[bytes, bytes, int, bytes, int, bytes]], now_s: float, known: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
         """Take queries; those that are asked of a resolver now, or wait for that, need nothing more."""
 
     def join(self, key: bytes, asker: Any) -> bool:

@@ -25,6 +25,7 @@ from shardnet import (
     store,
 )
 
+LEASES_S = 2.0  # how long a port waits for a DHCP service that starts with it
 AUTO_MAX = 56  # workers that `shards` did not ask for; the rest of the slots is for captures
 DRAIN_S = 0.7
 RETRY_S, RETRY_MAX_S = 0.2, 5.0
@@ -78,6 +79,7 @@ class Crew:
         self.processes = processes.Processes(turns, fork, self.store, notes, setup, [arena_fd, *doorbells])
         self.questions = questions.Questions(turns)
         self.leases = leases.Leases()
+        self.held: dict[int, child.Child] = {}  # who opens a port when it has been told the leases
         self.members: dict[int, Member] = {}
         self.lent: set[int] = set()  # slots of captures
         self._used: set[int] = set()  # slots that had a process once
@@ -396,6 +398,9 @@ class Crew:
                     self._lend(member, port)
             case "lease" if (lease := leases.read(message)) is not None:
                 self._leased(port, lease)
+            case "told":
+                self.leases.all_told(port)
+                self._open_held()
             case "plug" | "unplug" if self.outlets is not None:
                 self.outlets(port, message, fds)
             case "log":
@@ -448,6 +453,7 @@ class Crew:
     def _fail(self, port: ports.Port, why: str) -> None:
         port.before = None
         self._change(port, "failed", why)
+        self._open_held()
         port.settle(why)
         if port.lost is not None:
             port.lost()
@@ -496,11 +502,27 @@ class Crew:
 
         self.processes.prepare([port for port in wanted if carriers[port.id] is not None], self._about, then)
 
-    def _open(self, carrier: child.Child, port: ports.Port) -> None:
+    def _open(self, carrier: child.Child, port: ports.Port, waited: bool = False) -> None:
         """Have a port carry, which is to know the leases before: who asks its first question gets the right answer."""
         tellers = [other for other in self.ports if leases.concerns(other, port)]
+        if not waited and any(map(self.leases.is_awaited, tellers)):
+            self.held[port.id] = carrier
+            self.loop.later(LEASES_S, lambda: self._open_held(port))
+            return
+        self.held.pop(port.id, None)
         self._tell_leases(port, [lease for other in tellers for lease in self.leases.of(other)])
         carrier.send({"op": "open", "port": port.id})
+
+    def _open_held(self, late: ports.Port | None = None) -> None:
+        """Open the ports that need not wait for leases any more, and `late` in any case."""
+        for number, carrier in list(self.held.items()):
+            port = self.ports.by_id.get(number)
+            if port is None or port.state in ("removing", "failed") or self.members[port.slot].child is not carrier:
+                del self.held[number]
+                continue
+            awaited = [one for one in self.ports if leases.concerns(one, port) and self.leases.is_awaited(one)]
+            if port is late or not awaited:
+                self._open(carrier, port, waited=True)
 
     def _again(self, port: ports.Port, retry_s: float) -> None:
         """Prepare a port anew that its worker carries on with; as often as it takes."""

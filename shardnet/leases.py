@@ -1,6 +1,7 @@
 """Leases as DHCP services tell them: kept for the ports of their network, whose workers come and go.
 
-A service tells each lease once more when it starts; the others hear of a change at once, and of all that hold before they open.
+A service tells each lease once more when it starts, and then that these are all; the others hear of a change at once, and of
+all that hold before they open: a lab's first start waits for that.
 """
 
 import dataclasses
@@ -55,6 +56,7 @@ class Leases:
 
     def __init__(self) -> None:
         self._held: dict[int, dict[str, Lease]] = {}
+        self._complete: set[int] = set()  # ports that have told all
 
     def told(self, port: ports.Port, lease: Lease) -> bool:
         """Note what a service tells; False where there is no room for it."""
@@ -71,9 +73,19 @@ class Leases:
         """The leases that hold among those that this port has told."""
         yield from self._held.get(port.id, {}).values()
 
+    def all_told(self, port: ports.Port) -> None:
+        """What this port knows from before, it has told."""
+        self._complete.add(port.id)
+
+    def is_awaited(self, port: ports.Port) -> bool:
+        """Will this port still tell what it knows from before? Its kind's module says `TELLS = True`."""
+        tells = not port.plugged and getattr(kinds.module(port.section.kind), "TELLS", False)
+        return tells and port.id not in self._complete and port.state not in ("failed", "removing")
+
     def forget(self, port: ports.Port) -> None:
         """The port is gone for good; who heard of its leases keeps what he heard."""
         self._held.pop(port.id, None)
+        self._complete.discard(port.id)
 
 
 def concerns(teller: ports.Port, port: ports.Port) -> bool:

@@ -2,8 +2,10 @@
 
 import os
 
-from plays import Play
-from shardnet import crew
+from plays import Play, Process
+from shardnet import crew, lab, ports
+
+NETWORK = (("dhcp", "10.0.2.2/24"), ("dns", "10.0.2.3/24"))
 
 
 def test_a_worker_prepares_all_its_ports_before_it_opens_the_first(play: Play) -> None:
@@ -206,3 +208,35 @@ def test_a_stop_tells_every_worker_and_ends_the_late_by_force(play: Play) -> Non
     late.ended("killed by SIGKILL")
     assert done == ["done"]
     assert len(play.processes) == 2
+
+
+def network(play: Play) -> tuple[ports.Port, ports.Port, Process, Process]:
+    """A DHCP service and one that hears of its leases, each in a worker."""
+    new = [play.table.new(lab.section(kind, kind, {"address": address})) for kind, address in NETWORK]
+    play.crew.add(new)
+    dhcp, dns = new
+    return dhcp, dns, play.processes[dhcp.slot], play.processes[dns.slot]
+
+
+def test_who_hears_of_leases_opens_when_all_that_are_known_from_before_were_told(play: Play) -> None:
+    dhcp, dns, teller, hearer = network(play)
+    teller.says("opened", dhcp)
+    assert hearer.told(dns) == ["add"]
+    teller.says("lease", dhcp, what="known", address="10.0.2.15", mac="52:54:00:00:00:01", name="vm1", until=0)
+    teller.says("told", dhcp)
+    assert hearer.told(dns)[-1] == "open" and "leases" in hearer.told(dns)
+    hearer.ended("killed by SIGKILL")
+    assert play.processes[-1].told(dns) == ["add", "leases", "open"]
+
+
+def test_who_hears_of_leases_waits_for_nobody_who_has_failed_or_says_nothing(play: Play) -> None:
+    dhcp, dns, teller, hearer = network(play)
+    teller.says("failed", dhcp, error="no such file")
+    assert hearer.told(dns) == ["add", "open"]
+    other = Play()
+    dhcp, dns, teller, hearer = network(other)
+    other.turns.pass_time(2.1)
+    assert hearer.told(dns) == ["add", "open"]
+    teller.says("told", dhcp)
+    assert hearer.told(dns) == ["add", "open"]
+    other.close()

@@ -336,6 +336,20 @@ def test_a_guest_has_a_name_while_it_has_its_lease_and_after_the_service_was_kil
 
 
 @NEEDS
+@pytest.mark.needs("/bin/busybox")
+def test_the_names_of_old_leases_are_there_when_a_lab_has_started(lab, namespace):
+    made = Inside(namespace("in"))
+    made.lab = lab(LEASED.format(netns=made.netns.name))
+    made.lab.until_up("inside", "pool", "names")
+    made.netns.run("busybox", "udhcpc", "-i", "inside", "-n", "-q", "-f", "-s", "/bin/true", "-x", "hostname:vm1")
+    for _ in range(5):
+        made.lab.restart()
+        # At once, without a second look.
+        names = made.lab.shardnet("names", "--no-headers")
+        assert "vm1.internal 10 A 10.0.2.15 lease names" in [" ".join(row.split()) for row in names.splitlines()]
+
+
+@NEEDS
 @pytest.mark.needs("guests")
 def test_a_guest_asks_with_its_own_resolver(lab, guest, tmp_path):
     text = BEHIND + "[stream vm1]\nserver = on\naddr.type = unix\naddr.path = vm1.sock\n"

@@ -22,12 +22,20 @@ def bench():
 
 
 def test_a_question_goes_out_once_and_its_answer_to_everybody_and_into_the_cache(bench):
-    for guest, name in ((resolving.GUEST, "www.example"), (resolving.OTHER, "wWw.example"), (resolving.GUEST, "www.example")):
+    for guest, name in (
+        (resolving.GUEST, "www.example"),
+        (resolving.OTHER, "wWw.example"),
+        (resolving.GUEST, "www.example"),
+    ):
         assert bench.ask(name, guest=guest) is None
     payload, peer = bench.question()
     assert bench.question() is None
     bench.reply(resolving.answered(payload, HERE), peer)
-    assert sorted(said.question[0].name.to_text() for said in bench.came()) == ["wWw.example.", "www.example.", "www.example."]
+    assert sorted(said.question[0].name.to_text() for said in bench.came()) == [
+        "wWw.example.",
+        "www.example.",
+        "www.example.",
+    ]
     assert bench.ask("www.example").answer[0].ttl == 300
     assert bench.counts == {"queries": 4, "hits": 1, "forwarded": 1, "merged": 2}
 
@@ -170,13 +178,20 @@ def test_what_the_lab_knows_is_asked_of_nobody_and_other_resolvers_are_asked_at_
 def test_the_short_way_and_the_long_way_say_the_same():
     """Answers of all kinds, whole and broken, through a server with the relay and one without."""
     dice = random.Random(1)
-    texts = [f"a.example. {ttl} IN {data}" for ttl in (0, 7, 99_999) for data in ("A 192.0.2.1", "AAAA 2001:db8::1", 'TXT "x"', "CNAME b.example.")]
+    texts = [
+        f"a.example. {ttl} IN {data}"
+        for ttl in (0, 7, 99_999)
+        for data in ("A 192.0.2.1", "AAAA 2001:db8::1", 'TXT "x"', "CNAME b.example.")
+    ]
     for number in range(400):
         name, kind = dice.choice(["a.example", "A.Example"]), dice.choice(["A", "AAAA", "TXT", "MX", "ANY"])
         given = dice.choice([{}, {"use_edns": 0, "payload": 600}, {"use_edns": 0, "want_dnssec": True}])
         rcode, flags = dice.choice([0, 0, 3, 5]), dice.choice([0, 0, int(dns.flags.AD)])
         records, authority = dice.sample(texts, dice.randint(0, 4)), dice.choice([(), (SOA,)])
-        cut, flip = dice.choice([None, None, dice.randrange(13, 90)]), dice.choice([None, None, dice.randrange(12, 120)])
+        cut, flip = (
+            dice.choice([None, None, dice.randrange(13, 90)]),
+            dice.choice([None, None, dice.randrange(12, 120)]),
+        )
         said = []
 
         def broken(raw, cut=cut, flip=flip):
@@ -192,10 +207,18 @@ def test_the_short_way_and_the_long_way_say_the_same():
                 if isinstance(made, resolving.Loopback):
                     payload, peer = made.question() or (None, None)
                     if payload is not None:
-                        made.reply(broken(resolving.answered(payload, *records, rcode=rcode, authority=authority, flags=flags)), peer)
+                        made.reply(
+                            broken(
+                                resolving.answered(payload, *records, rcode=rcode, authority=authority, flags=flags)
+                            ),
+                            peer,
+                        )
                 elif made.way.sent:
                     made.say(*records, rcode=rcode, authority=authority, flags=flags, raw=broken)
-            kept = {key: (one.flags, one.counts, one.records, one.ttls, one.additional, one.expires) for key, one in made.server.cache.answers.items()}
+            kept = {
+                key: (one.flags, one.counts, one.records, one.ttls, one.additional, one.expires)
+                for key, one in made.server.cache.answers.items()
+            }
             said.append(([datagram[0] for datagram in made.server.outbox], kept))
             if isinstance(made, resolving.Loopback):
                 made.close()

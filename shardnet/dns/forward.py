@@ -65,7 +65,20 @@ class Try:
 class Question:
     """What is asked of the resolvers on behalf of everybody who wants to know."""
 
-    __slots__ = ("askers", "asked", "best", "deadline", "done", "due", "guest", "key", "made", "plan", "relayed", "tries")
+    __slots__ = (
+        "askers",
+        "asked",
+        "best",
+        "deadline",
+        "done",
+        "due",
+        "guest",
+        "key",
+        "made",
+        "plan",
+        "relayed",
+        "tries",
+    )
 
     def __init__(self, asked: wire.Query, key: bytes, guest: bytes, deadline: float) -> None:
         self.asked, self.key, self.guest, self.deadline = asked, key, guest, deadline

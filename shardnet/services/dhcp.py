@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PROBE_S = 0.2
 LOOK_S, SOON_S = 30.0, 0.05
+TELLS = True  # the ports of its network hear of its leases
 KNOWN_ATONCE = 256  # what the supervisor is told in one go
 STATE = "state"
 NEVER = 0
@@ -259,6 +260,8 @@ class Port:
             self._tell("known", lease, now)
         if left[KNOWN_ATONCE:]:
             self.place.later(SOON_S, lambda: self._tell_known(left[KNOWN_ATONCE:]))
+        else:
+            self.place.tell("told")
 
     def _rows(self) -> list[dict[str, Any]]:
         now, wall = _now(), time.time()
