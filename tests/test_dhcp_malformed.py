@@ -32,18 +32,17 @@ def corpus6():
     return [bad for number, good in enumerate(goods) for bad in badmessages.broken(good, 4, number)]
 
 
-def replayed(path, frames, head):
+def replayed(name, frames, head):
     """What a pcap of these frames holds, without their `head` bytes."""
-    wirefile.write(path, frames)
-    return [frame[head:] for frame in wirefile.read(path)]
+    return [frame[head:] for frame in wirefile.read(wirefile.corpus(name, frames))]
 
 
-def test_malformed_messages_of_ipv4_are_counted_or_answered_within_bounds(tmp_path):
+def test_malformed_messages_of_ipv4_are_counted_or_answered_within_bounds():
     frames = [wirefile.frame("0.0.0.0", 68, "255.255.255.255", 67, raw) for raw in corpus4()]
     assert len(frames) >= CORPUS_MIN
     bench = test_dhcp.Bench(dns=(test_dhcp.HOST,), bootfile="boot.img", search=("lab.example",))
     address = bench.get(test_dhcp.VM2)
-    for number, raw in enumerate(replayed(tmp_path / "dhcp.pcap", frames, 42)):
+    for number, raw in enumerate(replayed("dhcp", frames, 42)):
         bench.now += 0.1
         for answer in bench.server.receive(test_dhcp.came(raw), bench.now):
             assert 300 <= len(answer.payload) <= 1472, number
@@ -53,12 +52,12 @@ def test_malformed_messages_of_ipv4_are_counted_or_answered_within_bounds(tmp_pa
     assert bench.get(test_dhcp.VM2) == address
 
 
-def test_malformed_messages_of_ipv6_are_counted_or_answered_within_bounds(tmp_path):
+def test_malformed_messages_of_ipv6_are_counted_or_answered_within_bounds():
     frames = [wirefile.frame("fe80::1", 546, "ff02::1:2", 547, raw) for raw in corpus6()]
     assert len(frames) >= CORPUS_MIN
     bench = test_dhcp6.Bench(dns=(test_dhcp6.HOST,), bootfile="boot.img", search=("lab.example",))
     address = bench.get(test_dhcp6.VM2)
-    for number, raw in enumerate(replayed(tmp_path / "dhcp6.pcap", frames, 62)):
+    for number, raw in enumerate(replayed("dhcp6", frames, 62)):
         bench.now += 0.1
         came = server.Datagram(raw, test_dhcp6.GUEST, 546, test_dhcp6.GROUP, 547, test_dhcp6.VM1)
         for answer in bench.server.receive(came, bench.now):

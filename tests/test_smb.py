@@ -4,12 +4,15 @@ import hashlib
 import os
 import random
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 import deadline
 import guest as guests
+import smbmessages
+import wirefile
 from shardnet import options
 from shardnet.services import smb
 from shardnet.smb import keeper
@@ -128,6 +131,47 @@ def test_whatever_is_killed_is_back_and_leaves_nothing(running):
     assert "file " in running.smbclient("10.0.2.7", "ls")
     running.lab.stop()
     assert not running.directories()
+
+
+SEND = """
+import concurrent.futures, socket, sys
+host, messages = sys.argv[1], [bytes.fromhex(line) for line in open(sys.argv[2])]
+def send(message):
+    with socket.create_connection((host, 445), 20) as sock:
+        came = b""
+        try:
+            sock.sendall(message)
+            sock.shutdown(socket.SHUT_WR)
+            while data := sock.recv(65536):
+                came += data
+        except ConnectionError:
+            pass
+        return len(came)
+with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    print(max(pool.map(send, messages)))
+"""
+
+
+@pytest.mark.needs("root", "/dev/net/tun", "smbd", "smbclient")
+def test_malformed_messages_end_their_own_connection_and_nothing_else(running, tmp_path):
+    messages = list(smbmessages.malformed())
+    assert len(messages) >= 500
+    frames = [
+        wirefile.segment("10.0.2.15", 40000 + number, "10.0.2.4", 445, raw) for number, raw in enumerate(messages)
+    ]
+    file = tmp_path / "messages"
+    file.write_text("".join(frame[54:].hex() + "\n" for frame in wirefile.read(wirefile.corpus("smb", frames))))
+    around = sorted(path for path in tmp_path.rglob("*"))
+    pid = running.keeper("net0.smb")
+    longest = running.netns.run(sys.executable, "-c", SEND, "10.0.2.4", str(file), within=240)
+    assert int(longest) < 2000
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    deadline.until(lambda: not children.read_text(), "the end of every smbd")
+    assert running.keeper("net0.smb") == pid
+    running.smbclient("10.0.2.4", "get file got")
+    assert (running.here / "got").read_bytes() == running.content
+    (running.here / "got").unlink()
+    assert sorted(path for path in tmp_path.rglob("*")) == around
 
 
 def _is_another(running, pid):

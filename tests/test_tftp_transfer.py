@@ -380,13 +380,13 @@ def corpus():
 def test_malformed_messages_are_answered_shortly_or_not_at_all(bench, tmp_path):
     frames = [wirefile.frame("10.0.2.15", 2000, "10.0.2.2", 69, payload) for payload in corpus()]
     assert len(frames) >= CORPUS_MIN
-    wirefile.write(tmp_path / "tftp.pcap", frames)
+    written = wirefile.corpus("tftp", frames)
     root = tmp_path / "root"
     root.mkdir()
     (root / "f").write_bytes(bytes(100))
     said = Bench(root, write=1000)
     _, port = said.ask("f", port=1999)
-    for frame in wirefile.read(tmp_path / "tftp.pcap"):
+    for frame in wirefile.read(written):
         for to in (server.PORT, port, 65000):
             for answer, _ in said.say(frame[42:], to):
                 assert len(answer) <= max(len(frame), 516), frame
@@ -397,4 +397,4 @@ def test_malformed_messages_are_answered_shortly_or_not_at_all(bench, tmp_path):
     assert said.ask("f", port=1998)[0] == [data(1, bytes(100))]
     said.close()
     assert all(path.is_file() and path.stat().st_size <= 1000 for path in root.iterdir())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["root", "tftp.pcap"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]

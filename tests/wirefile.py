@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+CORPORA = Path(__file__).resolve().parent.parent / "build" / "corpora"
 MAC = bytes.fromhex("525400123456")
 OUR_MAC = bytes.fromhex("52550a000202")
 
@@ -26,6 +27,22 @@ def frame(source: str, source_port: int, to: str, to_port: int, payload: bytes) 
     head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0) + here.packed + there.packed
     head = head[:10] + struct.pack(">H", checksum(head)) + head[12:]
     return MAC + OUR_MAC + b"\x08\x00" + head + udp
+
+
+def segment(source: str, source_port: int, to: str, to_port: int, payload: bytes) -> bytes:
+    """An Ethernet frame with one segment of TCP over IPv4, the first with data of its connection."""
+    here, there = ipaddress.ip_address(source), ipaddress.ip_address(to)
+    tcp = struct.pack(">HHIIBBHHH", source_port, to_port, 1, 1, 0x50, 0x18, 65535, 0, 0) + payload
+    pseudo = here.packed + there.packed + struct.pack(">HH", 6, len(tcp))
+    tcp = tcp[:16] + struct.pack(">H", checksum(pseudo + tcp)) + tcp[18:]
+    head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0) + here.packed + there.packed
+    return MAC + OUR_MAC + b"\x08\x00" + head[:10] + struct.pack(">H", checksum(head)) + head[12:] + tcp
+
+
+def corpus(name: str, frames: Iterable[bytes]) -> Path:
+    """Write a corpus of malformed messages to where a person finds it: build/corpora/NAME.pcap of this tree, the same each time."""
+    CORPORA.mkdir(parents=True, exist_ok=True)
+    return write(CORPORA / f"{name}.pcap", frames)
 
 
 def checksum(data: bytes) -> int:
