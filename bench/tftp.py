@@ -26,14 +26,22 @@ class Shardnet(peers.Peer):
     """shardnet, [tftp] and a TAP, a worker each"""
 
     name = "shardnet"
+    placed = ""
 
     @classmethod
     def missing(cls) -> str | None:
         return lab.missing()
 
     def start(self, place: corner.Corner, files: Path) -> None:
-        tap = f"[tap e]\nifname = e\nnetns = {place.name}-a\naddress = {CLIENT}/24\n"
-        lab.Lab(place, [f"[tftp files]\ntftp = {files}\naddress = {SERVER}/24\n", tap]).start()
+        tap = f"[tap e]\n{self.placed}ifname = e\nnetns = {place.name}-a\naddress = {CLIENT}/24\n"
+        lab.Lab(place, [f"[tftp files]\n{self.placed}tftp = {files}\naddress = {SERVER}/24\n", tap]).start()
+
+
+class Together(Shardnet):
+    """the same in one worker (shard = one): no process is woken between a block and its ACK"""
+
+    name = "shardnet 1"
+    placed = "shard = one\n"
 
 
 class Hpa(peers.Peer):
@@ -65,7 +73,7 @@ class Libslirp(peers.Peer):
         attach(place, "t1")
 
 
-SERVERS = (Shardnet, Hpa, Libslirp)
+SERVERS = (Shardnet, Together, Hpa, Libslirp)
 
 
 def attach(place: corner.Corner, interface: str) -> None:

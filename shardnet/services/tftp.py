@@ -2,7 +2,8 @@
 
 Options of the protocol: blksize to 65464, tsize, timeout, windowsize to 64 (RFC 2348, 2349, 7440); modes octet and netascii. A client that
 asks for windows gets a file many times as fast, one that asks for a blksize longer than the network's packets gets fragments; tftp-blksize = mtu keeps
-blocks within a packet. Each transfer has a port of its own, one of 65024 to 65535.
+blocks within a packet. Each transfer has a port of its own, one of 65024 to 65535. A client that asks for a block at a time waits for two
+processes to be woken for each; with shard = NAME in this section and in its guest's it waits for one, and has its file in three quarters of the time.
 
 Names are looked up within the folder, a leading slash or backslashes notwithstanding; links that lead out of it are refused, and so is whatever is no
 regular file. Guests may read only, unless tftp-write says where they may write: a file that comes in replaces an older one at the moment when it is
