@@ -26,6 +26,9 @@ struct Bounds {
 #[derive(FromPyObject)]
 struct Known<'py>(Bound<'py, PyDict>, Bound<'py, PyDict>, Bound<'py, PyDict>, Bound<'py, PySet>, Bound<'py, PyDict>);
 
+/// A resolver's number, the domain that it is asked about, its sockaddr, whether it knows EDNS, its patience in seconds.
+type Named = (usize, Vec<u8>, Vec<u8>, bool, f64);
+
 #[pyclass(module = "shardnet._core", unsendable)]
 pub struct Relay {
     inner: relay::Relay<Py<PyAny>>,
@@ -54,7 +57,7 @@ impl Relay {
         self.inner.fd()
     }
 
-    fn aim(&mut self, targets: Vec<(usize, Vec<u8>, Vec<u8>, bool, f64)>) -> PyResult<()> {
+    fn aim(&mut self, targets: Vec<Named>) -> PyResult<()> {
         let targets = targets.into_iter().map(|(id, domain, sockaddr, edns, patience_s)| {
             Ok(Target { id, domain, name: name(&sockaddr)?, edns, patience_ns: ns(patience_s)?, answers: 0 })
         });
