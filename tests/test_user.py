@@ -259,6 +259,21 @@ def test_a_machine_beyond_the_host_is_reached_and_the_way_there_is_shown(desk, n
     assert hops == [(HOST, 11, 0), ("198.18.79.2", 3, 3)]
 
 
+@pytest.mark.needs("root", "/dev/net/tun")
+def test_datagrams_longer_than_the_way_out_takes_arrive_all_the_same_many_in_a_turn(desk, network, outside):
+    inside = network(mtu="9000")
+    with links.namespace(outside.name):
+        far = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    far.bind(("198.18.79.2", 7000))
+    far.setblocking(False)
+    guest = inside.socket(kind=socket.SOCK_DGRAM)
+    for size in (100, 3000, 3000, 100):  # the third time the kernel is not asked any more to cut
+        sent = [bytes([number]) * size for number in range(10)]
+        for data in sent:
+            guest.sendto(data, ("198.18.79.2", 7000))
+        assert [inside.take(far) for _ in sent] == sent
+
+
 @pytest.mark.needs("root", "/dev/net/tun", "tcpdump")
 def test_a_restricted_guest_sends_nothing_out(desk, network, outside):
     inside = network(restrict="on")

@@ -151,6 +151,11 @@ impl Shard {
         {
             self.mail.push(to);
         }
+        if let Engine::User(network) = &mut carried.engine
+            && carried.held_since_ns.is_some()
+        {
+            network.flush(); // as the next read would have done
+        }
         match sent {
             Err(Refusal::Ended(errno)) => {
                 self.end(carried, errno);

@@ -1,12 +1,12 @@
 //! Datagrams of the host's sockets: sent and received with what goes beside them, and the ICMP errors that come back for them.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::{mem, ptr};
 
 use super::flows::Endpoint;
 use super::icmp::Trouble;
 use super::socket::{Name, Socket};
-use super::wire;
+use crate::sys;
 
 const UDP_SEGMENT: libc::c_int = 103; // linux/udp.h
 pub const UDP_GRO: libc::c_int = 104;
@@ -17,10 +17,19 @@ const CONTROL: usize = 128;
 struct Control([u8; CONTROL]);
 
 /// What goes beside a datagram to the outside.
+#[derive(Debug, Clone, Copy)]
 pub struct Beside {
     pub ttl: u8,
     /// Cut into datagrams of this size, 0: no.
     pub cut: u16,
+}
+
+/// What is sent at once: a datagram, or several that the kernel cuts.
+pub struct Message<'a> {
+    pub to: Endpoint,
+    pub beside: Beside,
+    /// Its bytes, one piece after the other.
+    pub pieces: &'a [IoSlice<'a>],
 }
 
 /// Send `len` bytes from memory that another process may be changing.
@@ -33,28 +42,50 @@ pub unsafe fn send(socket: &Socket, to: Endpoint, at: *const u8, len: usize, bes
     let mut piece = libc::iovec { iov_base: at.cast_mut().cast(), iov_len: len };
     // SAFETY: all-zero is a valid header.
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
-    header.msg_name = name.pointer().cast_mut().cast();
-    header.msg_namelen = name.len() as u32;
     header.msg_iov = &mut piece;
     header.msg_iovlen = 1;
+    address(&mut header, &name, &mut control, beside);
+    // SAFETY: the header points to what the caller promises and to our own variables.
+    let sent = unsafe { libc::sendmsg(socket.fd(), &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+}
+
+/// Send messages in one call: how many went. An error is about the first.
+pub fn send_many(socket: &Socket, messages: &[Message]) -> io::Result<usize> {
+    let mut besides: Vec<(Name, Control)> = messages.iter().map(|message| (Name::of(message.to), Control([0; CONTROL]))).collect();
+    let headers = messages.iter().zip(&mut besides).map(|(message, (name, control))| {
+        // SAFETY: all-zero is a valid header.
+        let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+        // An IoSlice is an iovec (std); the kernel only reads it.
+        header.msg_hdr.msg_iov = message.pieces.as_ptr().cast_mut().cast();
+        header.msg_hdr.msg_iovlen = message.pieces.len();
+        address(&mut header.msg_hdr, name, control, &message.beside);
+        header
+    });
+    let mut headers: Vec<libc::mmsghdr> = headers.collect();
+    // SAFETY: the headers point to slices, and to names and control buffers that live through the call.
+    unsafe { sys::send_many(socket.fd(), &mut headers) }
+}
+
+/// Have a message say where it goes, and what goes beside it.
+fn address(header: &mut libc::msghdr, name: &Name, control: &mut Control, beside: &Beside) {
+    header.msg_name = name.pointer().cast_mut().cast();
+    header.msg_namelen = name.len() as u32;
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = CONTROL;
     let ttl = libc::c_int::from(beside.ttl).to_ne_bytes();
     let (level, kind) =
-        if wire::v4(to.ip).is_some() { (libc::IPPROTO_IP, libc::IP_TTL) } else { (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) };
+        if name.family() == libc::AF_INET { (libc::IPPROTO_IP, libc::IP_TTL) } else { (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) };
     let mut used = 0;
     // SAFETY: the control buffer has room for both messages, aligned, and CMSG_FIRSTHDR and CMSG_NXTHDR stay in it.
     unsafe {
-        let first = libc::CMSG_FIRSTHDR(&header);
+        let first = libc::CMSG_FIRSTHDR(header);
         used += put(first, level, kind, &ttl);
         if beside.cut != 0 {
-            used += put(libc::CMSG_NXTHDR(&header, first), libc::SOL_UDP, UDP_SEGMENT, &beside.cut.to_ne_bytes());
+            used += put(libc::CMSG_NXTHDR(header, first), libc::SOL_UDP, UDP_SEGMENT, &beside.cut.to_ne_bytes());
         }
     }
     header.msg_controllen = used;
-    // SAFETY: the header points to what the caller promises and to our own variables.
-    let sent = unsafe { libc::sendmsg(socket.fd(), &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }
 
 /// # Safety

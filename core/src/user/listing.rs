@@ -49,7 +49,7 @@ impl Network {
             kind::UDP => {
                 let to = from.saturating_add(LOOK_MOST);
                 let next = collect(&mut found, most, self.udp.between(from, to), to, |guest, udp| {
-                    let seen = Seen::of(&udp.traffic, udp.used_ms(), udp.is_fixed());
+                    let seen = Seen::of(&udp.traffic, udp.used_ms, udp.is_fixed());
                     self.flow("udp", udp.state(), *guest, self.far(&udp.traffic), udp.socket().local(), &seen)
                 });
                 (self.udp.slots(), next)

@@ -49,6 +49,7 @@ mod tcp_loss;
 mod tcp_out;
 mod timer;
 mod udp;
+mod udp_out;
 mod wire;
 
 use std::collections::HashMap;
@@ -105,6 +106,7 @@ pub struct Network {
     /// Flows of a predecessor that are to be reset.
     orphans: Vec<Orphan>,
     reassembly: Reassembly,
+    gathered: udp_out::Gathered,
     /// By the number that Python calls them by.
     listeners: HashMap<u32, forward::Listener>,
     /// By the address of a guestfwd: connections taken, and refused.
@@ -193,6 +195,7 @@ impl Network {
             ledger,
             orphans,
             reassembly: Reassembly::default(),
+            gathered: udp_out::Gathered::default(),
             listeners: HashMap::new(),
             served: HashMap::new(),
             children: Vec::new(),
@@ -470,6 +473,7 @@ impl Network {
         // SAFETY: as the caller promises.
         let bytes = unsafe { std::slice::from_raw_parts_mut(at.sub(VNET_LEN), VNET_LEN + FRAME_MOST) };
         self.core.look_at_clock();
+        self.flush(); // what guests sent goes before we look for what comes
         if self.moving.is_frozen {
             self.be_deaf();
             return Err(io::ErrorKind::WouldBlock.into());

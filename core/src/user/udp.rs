@@ -1,9 +1,8 @@
 //! UDP: one socket of the host a port of a guest, whoever it speaks to (endpoint-independent mapping, RFC 4787, 4.1), and
 //! whoever answers is heard.
 //!
-//! A datagram goes from the guest's frame into the socket and from the socket behind its headers. Where the kernel has put
-//! datagrams of one flow together (UDP_GRO), they go to the guest as one super-frame, and a super-frame of a guest goes
-//! out as one call (UDP_SEGMENT). A datagram longer than the network's mtu goes to the guest in fragments. ICMP errors
+//! A datagram goes from the guest's frame into the socket (udp_out.rs) and from the socket behind its headers. Where the
+//! kernel has put datagrams of one flow together (UDP_GRO), they go to the guest as one super-frame. A datagram longer than the network's mtu goes to the guest in fragments. ICMP errors
 //! that come back are told to the guest as they are, in the name of who said them.
 //!
 //! A mapping is forgotten after 180 seconds of silence, after 30 if nobody ever answered; one made by hostfwd never.
@@ -13,8 +12,8 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{FromRawFd, OwnedFd};
 
-use super::config::{HostForward, Target};
-use super::datagram::{self, Beside, UDP_GRO};
+use super::config::HostForward;
+use super::datagram::{self, UDP_GRO};
 use super::flows::{Endpoint, Id};
 use super::icmp::{self, Trouble};
 use super::migrate::Mapping;
@@ -33,6 +32,8 @@ const ANSWERED_MS: u64 = 180_000;
 const UNANSWERED_MS: u64 = 30_000;
 /// By how much the longest datagram of IPv6 with its headers is longer than a frame.
 const OVER: usize = 64;
+/// Bytes of a datagram that an error quotes.
+const QUOTE: usize = 64;
 /// Errors read at one go.
 const ERRORS: usize = 16;
 /// Clients of a forward that are remembered: a guest may answer these whatever else it may not do.
@@ -41,16 +42,18 @@ const EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLET) as u32;
 
 pub struct Udp {
     socket: Socket,
-    mac: Mac,
+    pub mac: Mac,
     /// Whose share it is.
     pub owner: Mac,
+    /// The kernel cuts what is sent into datagrams, until it has refused to.
+    pub cuts: bool,
     listed: bool,
     answered: bool,
     /// Made by hostfwd: it stays.
     fixed: bool,
     /// Who has spoken to a fixed one, the latest last.
     clients: VecDeque<Client>,
-    used_ms: u64,
+    pub used_ms: u64,
     alarm: Alarm,
     pub traffic: Traffic,
 }
@@ -81,10 +84,6 @@ impl Traffic {
 impl Udp {
     pub fn socket(&self) -> &Socket {
         &self.socket
-    }
-
-    pub fn used_ms(&self) -> u64 {
-        self.used_ms
     }
 
     pub fn is_fixed(&self) -> bool {
@@ -127,6 +126,12 @@ impl Udp {
         } else if let Some(last) = self.clients.back_mut() {
             last.heard_ms = heard_ms;
         }
+    }
+
+    /// Where a client is who was let in by the forward not long ago, and whom the guest sees there.
+    pub fn client(&self, seen: Endpoint, now_ms: u64) -> Option<Endpoint> {
+        let since_ms = now_ms.saturating_sub(ANSWERED_MS);
+        self.clients.iter().rev().find(|client| client.seen == seen && client.heard_ms >= since_ms).map(|client| client.at)
     }
 
     pub fn state(&self) -> &'static str {
@@ -182,87 +187,7 @@ impl Datagram {
 }
 
 impl Network {
-    /// # Safety
-    /// The frame is readable.
-    pub(super) unsafe fn take_udp(&mut self, arrival: &Arrival, packet: &Packet) {
-        // SAFETY: as the caller promises.
-        let Some(Datagram { from, to, len, cut }) = (unsafe { Datagram::read(arrival, packet) }) else { return };
-        let guest = Endpoint { ip: packet.source, port: from };
-        let far = Endpoint { ip: packet.destination, port: to };
-        let told = match self.target_of_datagram(guest, far) {
-            Target::Senseless | Target::Forward(_) => return,
-            Target::Refused if self.core.config.restrict => return,
-            Target::Refused => Trouble::NoPort,
-            Target::Nobody => Trouble::NoHost,
-            Target::Outside(_) if packet.ttl <= 1 && !self.core.config.owns(far.ip) => Trouble::TimeExceeded,
-            Target::Outside(to) => {
-                let at = arrival.at.wrapping_add(packet.transport + HEADER);
-                let beside = Beside { ttl: packet.ttl.saturating_sub(1).max(1), cut };
-                // SAFETY: the payload is within the packet, and that within the frame.
-                match unsafe { self.send_udp(guest, arrival.mac, to, at, len - HEADER, &beside) } {
-                    Ok(()) => return,
-                    Err(error) => match error.raw_os_error().unwrap_or(0) {
-                        libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EMFILE | libc::ENFILE => return, // lost, as datagrams are
-                        libc::EMSGSIZE => return, // the error queue says how much would have been right
-                        errno => Trouble::of(errno),
-                    },
-                }
-            }
-        };
-        let Some(by) = self.core.config.subnet(guest.ip).map(|net| net.host) else { return };
-        // SAFETY: as the caller promises.
-        let first = unsafe { arrival.copy(packet.transport, packet.end.min(packet.transport + 64)) };
-        icmp::error(&mut self.core, by, guest.ip, far.ip, arrival.mac, UDP, &first, told);
-    }
-
-    /// Judge where a datagram goes; who was let in by hostfwd may be answered.
-    fn target_of_datagram(&mut self, guest: Endpoint, far: Endpoint) -> Target {
-        let target = self.core.config.target(far, false);
-        if !matches!(target, Target::Refused) {
-            return target;
-        }
-        let Some((_, udp)) = self.udp.find(&guest).and_then(|id| self.udp.get_mut(id)) else { return target };
-        let since_ms = self.core.now_ms.saturating_sub(ANSWERED_MS);
-        let client = udp.clients.iter().rev().find(|client| client.seen == far && client.heard_ms >= since_ms);
-        client.map_or(target, |client| Target::Outside(client.at))
-    }
-
-    /// # Safety
-    /// `at` points to `len` readable bytes.
-    unsafe fn send_udp(&mut self, guest: Endpoint, mac: Mac, to: Endpoint, at: *const u8, len: usize, beside: &Beside) -> io::Result<()> {
-        let id = match self.udp.find(&guest) {
-            Some(id) => id,
-            None => self.open_udp(guest, mac)?,
-        };
-        let now_ms = self.core.now_ms;
-        let Some((_, udp)) = self.udp.get_mut(id) else { return Ok(()) };
-        udp.mac = mac;
-        udp.used_ms = now_ms;
-        udp.traffic.far = Some(to);
-        udp.traffic.from_guest += len as u64;
-        // SAFETY: as the caller promises.
-        let sent = unsafe { datagram::send(&udp.socket, to, at, len, beside) };
-        if let Err(error) = &sent
-            && matches!(
-                error.raw_os_error(),
-                Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EMSGSIZE | libc::EPROTO)
-            )
-        {
-            // What is reported may be about an earlier datagram: tell that, and try once more.
-            if self.tell_udp_errors(id) {
-                let Some((_, udp)) = self.udp.get_mut(id) else { return Ok(()) };
-                // SAFETY: as the caller promises.
-                let again = unsafe { datagram::send(&udp.socket, to, at, len, beside) };
-                if again.is_err() {
-                    self.tell_udp_errors(id);
-                }
-                return Ok(());
-            }
-        }
-        sent.map(drop)
-    }
-
-    fn open_udp(&mut self, guest: Endpoint, mac: Mac) -> io::Result<Id> {
+    pub(super) fn open_udp(&mut self, guest: Endpoint, mac: Mac) -> io::Result<Id> {
         let is_v4 = wire::v4(guest.ip).is_some();
         let socket = Socket::new(if is_v4 { libc::AF_INET } else { libc::AF_INET6 }, libc::SOCK_DGRAM, 0)?;
         let config = &self.core.config;
@@ -298,8 +223,19 @@ impl Network {
         let used_ms = self.core.now_ms;
         let traffic = Traffic::new(used_ms);
         let clients = VecDeque::new();
-        let udp =
-            Udp { socket, mac, owner: mac, listed: false, answered: false, fixed, clients, used_ms, alarm: Alarm::default(), traffic };
+        let udp = Udp {
+            socket,
+            mac,
+            owner: mac,
+            cuts: true,
+            listed: false,
+            answered: false,
+            fixed,
+            clients,
+            used_ms,
+            alarm: Alarm::default(),
+            traffic,
+        };
         if !fixed && !self.shares.allow(mac, Kind::Udp) {
             return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
         }
@@ -432,30 +368,36 @@ impl Network {
     }
 
     /// Tell the guest what ICMP said about its datagrams; true where there was something.
-    fn tell_udp_errors(&mut self, id: Id) -> bool {
+    pub(super) fn tell_udp_errors(&mut self, id: Id) -> bool {
         let mut found = false;
         for _ in 0..ERRORS {
             let Some((guest, udp)) = self.udp.get_mut(id) else { return found };
             let (guest, mac) = (*guest, udp.mac);
-            let mut data = [0u8; 64];
+            let mut data = [0u8; QUOTE];
             let Some(failed) = datagram::failed(&udp.socket, &mut data) else { return found };
             found = true;
             if mac == [0; 6] {
                 continue; // nobody has spoken from there
             }
-            let mut first = [0u8; HEADER + 64];
-            put16(&mut first, 0, guest.port);
-            put16(&mut first, 2, failed.to.port);
-            put16(&mut first, 4, (HEADER + failed.len) as u16);
-            let len = failed.len.min(data.len());
-            first[HEADER..HEADER + len].copy_from_slice(&data[..len]);
             let config = &self.core.config;
             let Some(host) = config.subnet(guest.ip).map(|net| net.host) else { return found };
             let by = failed.by.map_or(host, |by| config.seen(by.ip));
-            let far = config.seen(failed.to.ip);
-            icmp::error(&mut self.core, by, guest.ip, far, mac, UDP, &first[..HEADER + len], failed.trouble);
+            let far = Endpoint { ip: config.seen(failed.to.ip), port: failed.to.port };
+            let quoted = &data[..failed.len.min(data.len())];
+            self.tell_udp(guest, mac, far, (quoted, failed.len), by, failed.trouble);
         }
         found
+    }
+
+    /// Tell a guest about a datagram of its own to `far`: its first bytes, and how many there were.
+    pub(super) fn tell_udp(&mut self, guest: Endpoint, mac: Mac, far: Endpoint, data: (&[u8], usize), by: Ipv6Addr, trouble: Trouble) {
+        let (quoted, len) = (&data.0[..data.0.len().min(QUOTE)], data.1);
+        let mut first = [0u8; HEADER + QUOTE];
+        put16(&mut first, 0, guest.port);
+        put16(&mut first, 2, far.port);
+        put16(&mut first, 4, (HEADER + len) as u16);
+        first[HEADER..HEADER + quoted.len()].copy_from_slice(quoted);
+        icmp::error(&mut self.core, by, guest.ip, far.ip, mac, UDP, &first[..HEADER + quoted.len()], trouble);
     }
 
     pub(super) fn forget_udp(&mut self, id: Id) {

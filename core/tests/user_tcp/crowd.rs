@@ -6,9 +6,9 @@ use std::net::UdpSocket;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use _core::offload::Sum;
 use _core::user::Config;
 
+use crate::datagrams::datagram;
 use crate::{ACK, Exchange, RST, SYN, Seen, config, exchange_of};
 
 /// Is this a process of the test's own, in which descriptors and memory can be counted? If not, run the test in one.
@@ -269,20 +269,6 @@ fn flows_of_udp_are_held_as_many_as_there_may_be() {
     if is_alone("flows_of_udp_are_held_as_many_as_there_may_be") {
         datagrams((65_536.min(need(1_000) - 1_000) / 4 * 4) as u32);
     }
-}
-
-fn datagram(guest: u8, from: u16, to: u16, data: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0x52, 0x55, 10, 0, 2, 2, 0x52, 0x54, 0, 0, 0, guest - 14, 8, 0];
-    let len = (28 + data.len()) as u16;
-    let mut ip = vec![0x45, 0, (len >> 8) as u8, len as u8, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 2, guest, 10, 0, 2, 2];
-    let sum = Sum::default().bytes(&ip).checksum();
-    ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    frame.extend(ip);
-    for word in [from, to, len - 20, 0] {
-        frame.extend(word.to_be_bytes());
-    }
-    frame.extend(data);
-    frame
 }
 
 #[test]

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
 mod crowd;
+mod datagrams;
 mod ends;
 mod loss;
 mod peer;
@@ -161,7 +162,13 @@ impl Exchange {
         frame
     }
 
+    /// Send a frame, and end the turn.
     fn send(&mut self, frame: &[u8]) {
+        self.put(frame);
+        self.network.flush();
+    }
+
+    fn put(&mut self, frame: &[u8]) {
         let mut bytes = vec![0u8; VNET_LEN];
         bytes.extend(frame);
         let piece = Piece { frame: bytes[VNET_LEN..].as_ptr(), len: frame.len(), edit: Edit::Keep };
