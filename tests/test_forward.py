@@ -224,6 +224,48 @@ def test_a_forward_to_a_name_is_refused_until_somebody_has_its_lease(desk, names
         desk.until(lambda: asked()[0] == (1, 2))
 
 
+@pytest.mark.needs("root", "/dev/net/tun")
+def test_a_unix_socket_may_be_forwarded_to_whoever_has_a_lease(desk, namespace, tmp_path):
+    netns = namespace("inside")
+    path = str(tmp_path / "vm1.sock")
+    place = desk.add(user, dhcp="off", hostfwd=f"unix:{path}-vm1:80")
+    desk.add(tap, ifname="inside", netns=netns.name, address="10.0.2.77/24")
+
+    def client():
+        made = socket.socket(socket.AF_UNIX)
+        made.connect(path)
+        return made
+
+    def counts():
+        return [(row["taken"], row["refused"]) for row in place.carried.asked("forwards", {})]
+
+    with client():
+        desk.until(lambda: counts() == [(0, 1)])
+    place.carried.leased("given", "10.0.2.77", "52:54:00:12:34:56", "vm1")
+    with links.namespace(netns.name):
+        server = socket.create_server(("10.0.2.77", 80))
+    server.setblocking(False)
+
+    def accepted():
+        with contextlib.suppress(BlockingIOError):
+            return server.accept()
+
+    with server, client() as one:
+        one.sendall(b"to whom?")
+        guest, peer = desk.until(accepted)
+        assert peer[0] == "10.0.2.2"
+        desk.until(lambda: counts() == [(1, 1)])
+        guest.sendall(b"to vm1")
+        one.setblocking(False)
+
+        def heard():
+            with contextlib.suppress(BlockingIOError):
+                return one.recv(10)
+
+        assert desk.until(heard) == b"to vm1"
+        guest.close()
+
+
 def test_leases_reach_the_networks_of_their_switch_again_after_a_restart(play):
     def told(worker):
         return [lease for message in worker.sent if message["op"] == "leases" for lease in message["leases"]]

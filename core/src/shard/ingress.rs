@@ -50,31 +50,27 @@ enum Target {
 }
 
 impl Shard {
-    /// Read the ports that are ready, then those that have an answer to what was just read; true where one has more.
+    /// Read the ports that are ready; true where one has more.
     pub(super) fn read_ports(&mut self) -> bool {
-        let mut more = Vec::new();
-        for _ in 0..2 {
-            for port in std::mem::take(&mut self.readable) {
-                self.read_one(port, &mut more);
+        for port in std::mem::take(&mut self.readable) {
+            let Some(mut carried) = self.ports[usize::from(port)].take() else { continue };
+            carried.listed = false;
+            let read = self.read_port(&mut carried);
+            match read {
+                Read::Ended(errno) => {
+                    self.end(carried, errno);
+                    continue;
+                }
+                Read::Held => self.hold(&mut carried),
+                Read::More => {
+                    carried.listed = true;
+                    self.readable.push(port);
+                }
+                Read::Empty => {}
             }
+            self.ports[usize::from(port)] = Some(carried);
         }
-        self.readable.append(&mut more);
         !self.readable.is_empty()
-    }
-
-    fn read_one(&mut self, port: Port, more: &mut Vec<Port>) {
-        let Some(mut carried) = self.ports[usize::from(port)].take() else { return };
-        carried.listed = false;
-        match self.read_port(&mut carried) {
-            Read::Ended(errno) => return self.end(carried, errno),
-            Read::Held => self.hold(&mut carried),
-            Read::More => {
-                carried.listed = true;
-                more.push(port);
-            }
-            Read::Empty => {}
-        }
-        self.ports[usize::from(port)] = Some(carried);
     }
 
     fn read_port(&mut self, carried: &mut Carried) -> Read {

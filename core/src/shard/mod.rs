@@ -443,6 +443,9 @@ impl Shard {
             carried.dirty = true;
             self.dirty.push(port);
         }
+        if let Engine::User(network) = &mut carried.engine {
+            network.rouse();
+        }
         let read = events & (libc::EPOLLIN | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0;
         if read && !carried.listed && carried.held_since_ns.is_none() {
             carried.listed = true;

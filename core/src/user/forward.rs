@@ -218,10 +218,6 @@ impl Network {
         if !self.shares.allow(owner, Kind::Tcp) {
             return false;
         }
-        if is_tcp {
-            let _ = socket.set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
-            let _ = socket.set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
-        }
         let tcp = Tcp::from_host(&self.core, &ends, socket, is_tcp, owner, id);
         let Some(flow) = self.add_tcp(ends, tcp) else { return false };
         if let Some((_, tcp)) = self.tcp.get_mut(flow) {

@@ -91,7 +91,7 @@ mod kind {
 }
 
 /// Edge-triggered: a flow whose guest has no window must not keep the loop awake.
-const SOCKET_EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
+const SOCKET_EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
 const EVENTS: usize = 64;
 /// How often the network advertises itself as a router unasked.
 const ADVERTISE_MS: u64 = 600_000; // RFC 4861, 6.2.1: MaxRtrAdvInterval
@@ -114,6 +114,8 @@ pub struct Network {
     children: Vec<std::process::Child>,
     advertise: timer::Alarm,
     rung: Vec<u64>,
+    /// The kernel may have events for us.
+    roused: bool,
     pub boxes: service::Boxes,
     /// What is handed over was put together from fragments.
     whole: Option<Vec<u8>>,
@@ -201,6 +203,7 @@ impl Network {
             children: Vec::new(),
             advertise: timer::Alarm::default(),
             rung: Vec::new(),
+            roused: true,
             boxes: service::Boxes::default(),
             whole: None,
             family: spread::Family::default(),
@@ -213,6 +216,11 @@ impl Network {
         network.await_calls()?;
         network.core.set_timer();
         Ok(network)
+    }
+
+    /// The descriptor was readable: there is something to be had from the kernel.
+    pub fn rouse(&mut self) {
+        self.roused = true;
     }
 
     /// Readable when `receive` has something.
@@ -525,8 +533,11 @@ impl Network {
     fn look_around(&mut self) -> bool {
         let mut ready = [Ready { events: 0, u64: 0 }; EVENTS];
         let mut found = false;
-        if let Ok(ready) = self.core.epoll.wait(&mut ready, 0) {
+        if self.roused
+            && let Ok(ready) = self.core.epoll.wait(&mut ready, 0)
+        {
             found = !ready.is_empty();
+            self.roused = ready.len() == EVENTS;
             for event in ready.iter() {
                 self.event(event.u64, event.events);
             }
@@ -570,6 +581,7 @@ impl Network {
         match kind {
             kind::TCP => {
                 let Some((_, tcp)) = self.tcp.get_mut(id) else { return };
+                tcp.watch();
                 if tcp.alarm.rings(&mut self.core.wheel, token, now_ms) {
                     tcp.rang(&mut self.core);
                     self.settle_tcp(id);

@@ -55,11 +55,9 @@ impl Network {
         let (_, tcp) = self.tcp.get_mut(id)?;
         self.shares.take(tcp.owner, Kind::Tcp);
         tcp.token = id.token(kind::TCP);
+        self.roused = true; // a connection within this host is there by now
         let socket = tcp.socket.as_ref()?;
         socket.end_by_reset();
-        if self.core.peek_off {
-            socket.peek_from(0);
-        }
         if self.core.epoll.add(socket.fd(), SOCKET_EVENTS, tcp.token).is_err() {
             tcp.fail(&mut self.core);
         }
@@ -80,8 +78,6 @@ impl Network {
     fn dial(&self, to: Endpoint) -> io::Result<(Socket, bool, bool)> {
         let name = Name::of(to);
         let socket = Socket::new(name.family(), libc::SOCK_STREAM, 0)?;
-        socket.set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
-        socket.set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
         let config = &self.core.config;
         if config.seen(to.ip) == to.ip {
             bind_outbound(&socket, config.subnet(to.ip).and_then(|net| net.outbound), &config.interface)?;
@@ -96,9 +92,6 @@ impl Network {
             Served::Socket(name) => {
                 let socket = Socket::new(name.family(), libc::SOCK_STREAM, 0)?;
                 let is_tcp = name.family() != libc::AF_UNIX;
-                if is_tcp {
-                    socket.set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
-                }
                 // A unix socket says ENOENT for a file that is not there, and EAGAIN for a full backlog: refused, both.
                 let connected = connect(&socket, &name)?;
                 Ok((socket, is_tcp, connected))

@@ -314,6 +314,11 @@ impl Socket {
         self.linger(0);
     }
 
+    /// Have the kernel ask, after hours of silence, whether the far end is still there.
+    pub fn watch_far_end(&self) {
+        let _ = self.set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    }
+
     fn linger(&self, on: i32) {
         let mut bytes = [0u8; 8]; // struct linger: on or off, and for how many seconds
         bytes[..4].copy_from_slice(&on.to_ne_bytes());

@@ -85,11 +85,21 @@ pub mod flag {
     /// It has a record that outlives the worker.
     pub const ENTERED: u32 = 131_072;
     /// The far end has said its last, and the socket does not know: it was built anew.
-    pub const FAR_ENDED: u32 = 524_288;
+    pub const FAR_ENDED: u32 = 1 << 19;
     /// It is being moved: its socket is locked.
-    pub const LOCKED: u32 = 1_048_576;
+    pub const LOCKED: u32 = 1 << 20;
     /// What is so for whoever has the flow.
     pub const LASTING: u32 = GUEST_FIN | SHUT | FIN_SENT | FIN_ACKED | SACK | SCALED | KNOWN | FAR_ENDED;
+    /// The socket was written to, so that the next small write would wait for the far end's ACK if it may.
+    pub const WROTE: u32 = 1 << 24;
+    /// It does not wait: TCP_NODELAY.
+    pub const HURRIES: u32 = 1 << 23;
+    /// The kernel looks at the socket where it was told to, and not always at what comes next.
+    pub const PEEKS: u32 = 1 << 25;
+    /// Behind what was looked at there may be more that epoll has told already: the end, or data behind urgent data.
+    pub const BEHIND: u32 = 1 << 21;
+    /// The kernel watches whether the far end is still there.
+    pub const WATCHED: u32 = 1 << 22;
 }
 
 pub struct Tcp {
@@ -112,6 +122,8 @@ pub struct Tcp {
     pub held: Held,
     /// The right edge of the window that we told.
     pub rcv_edge: u32,
+    /// While the guest has more of its window left than this, it is not reckoned anew.
+    pub ample: u32,
     pub snd_una: u32,
     /// One past the last that was ever sent.
     pub snd_nxt: u32,
@@ -171,6 +183,7 @@ impl Tcp {
             pending: 0,
             held: Held::default(),
             rcv_edge: 0,
+            ample: u32::MAX,
             snd_una: iss,
             snd_nxt: iss,
             again: iss,
@@ -278,7 +291,10 @@ impl Tcp {
         if failed && self.is(flag::FIN_SENT) && self.socket.as_ref().is_some_and(|socket| socket.error() != 0) {
             return self.fail(core); // the data has had its end, and shows no error any more
         }
-        if events & (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLHUP) as u32 != 0 || failed {
+        if events & (libc::EPOLLPRI | libc::EPOLLRDHUP | libc::EPOLLHUP) as u32 != 0 || failed {
+            self.flags |= flag::BEHIND;
+        }
+        if events & libc::EPOLLIN as u32 != 0 || self.is(flag::BEHIND) {
             self.say(core, flag::READABLE);
         }
         if writable && (self.pending > 0 || self.is(flag::LOW)) {
@@ -366,7 +382,7 @@ impl Tcp {
         if segment.flags & ACK != 0 {
             self.snd_una = segment.ack;
             self.set_open(core);
-            self.say(core, flag::SAY_ACK | flag::READABLE);
+            self.say(core, flag::SAY_ACK);
         } else {
             self.state = State::Answered; // simultaneous open
             self.say(core, flag::SAY_SYN);
@@ -456,7 +472,7 @@ impl Tcp {
             self.snd_una = self.snd_una.wrapping_add(1);
             (acked, self.wnd) = (acked - 1, 0);
             self.set_open(core);
-            self.say(core, flag::READABLE);
+            self.list(core);
         }
         let sent = self.flight();
         if acked > sent {

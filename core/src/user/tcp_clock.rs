@@ -76,6 +76,17 @@ impl Tcp {
         self.timed_ms = 0;
     }
 
+    /// The flow came up in the wheel, so it has lived for a while: a short one is spared the call.
+    pub fn watch(&mut self) {
+        if let Some(socket) = &self.socket
+            && self.is_tcp
+            && !self.is(flag::WATCHED)
+        {
+            socket.watch_far_end();
+            self.flags |= flag::WATCHED;
+        }
+    }
+
     /// The alarm rang.
     pub fn rang(&mut self, core: &mut Core) {
         let silent = core.now_ms.saturating_sub(self.heard_ms) >= SILENCE_MS;

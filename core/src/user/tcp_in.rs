@@ -57,6 +57,7 @@ impl Tcp {
         let mut done = 0;
         for (begin, stop) in self.held.missing(from, end) {
             if from == self.rcv_nxt && begin == done && begin == 0 && self.pending == 0 {
+                self.hurry();
                 let Some(socket) = &self.socket else { return false };
                 // SAFETY: as the caller promises.
                 match unsafe { socket.write(at, stop) } {
@@ -84,9 +85,22 @@ impl Tcp {
         true
     }
 
+    /// Before a write: from the second on, none waits for the far end's ACK (Nagle). Those with one are spared the call.
+    fn hurry(&mut self) {
+        if let Some(socket) = &self.socket
+            && self.is_tcp
+            && self.flags & (flag::WROTE | flag::HURRIES) == flag::WROTE
+        {
+            let _ = socket.set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+            self.flags |= flag::HURRIES;
+        }
+        self.flags |= flag::WROTE;
+    }
+
     /// Write what is in order and waits; then the guest's end.
     pub fn drain(&mut self, core: &mut Core) {
         while self.pending > 0 {
+            self.hurry();
             let oldest = self.rcv_nxt.wrapping_sub(self.pending).wrapping_sub(u32::from(self.is(flag::GUEST_FIN)));
             let (Some(socket), Some(bytes)) = (&self.socket, self.held.first(oldest)) else { return };
             // SAFETY: the bytes are a slice.
@@ -104,8 +118,10 @@ impl Tcp {
         }
         if self.is(flag::GUEST_FIN) && !self.is(flag::SHUT) {
             self.flags |= flag::SHUT;
-            if let Some(socket) = &self.socket {
-                socket.shut_writing();
+            if let Some(socket) = &self.socket
+                && !self.is(flag::FIN_ACKED)
+            {
+                socket.shut_writing(); // else it is closed now, which does the same
             }
             self.maybe_over(core);
         }

@@ -9,6 +9,7 @@ use super::Core;
 use super::flows::Ends;
 use super::ranges::{before, later};
 use super::segment::{ACK, FIN, PSH, RST, SYN, Segment};
+use super::socket::Socket;
 use super::tcp::{SCALE, State, Tcp, flag};
 use super::wire::{self, Room, TCP, Way, put16, put32};
 use crate::offload::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, VnetHeader};
@@ -104,9 +105,12 @@ impl Tcp {
         }
         self.flags &= !flag::SAY_SYN;
         let answer = self.state == State::Answered;
-        let window = self.socket.as_ref().map_or(0, |socket| socket.room().0 * 3 / 4).clamp(1, 65_535);
+        // A TCP socket that was just made has room for what an unscaled window can say, or we have.
+        let most = |socket: &Socket| if self.is_tcp { usize::MAX } else { socket.room().0 / 4 * 3 };
+        let window = self.socket.as_ref().map_or(0, most).clamp(1, 65_535);
         if answer {
             self.rcv_edge = self.rcv_nxt.wrapping_add(window as u32);
+            self.ample = window as u32 / 4 * 3;
         }
         let before = self.snd_una;
         let begin = self.snd_una;
@@ -189,7 +193,11 @@ impl Tcp {
         if !core.peek_off {
             return self.or_the_end(socket.peek_behind(offset, &mut core.waste, out));
         }
-        if self.peeked != from {
+        if offset != 0 && !self.is(flag::PEEKS) {
+            self.flags |= flag::PEEKS;
+            self.peeked = from.wrapping_add(1); // whatever it is now
+        }
+        if self.is(flag::PEEKS) && self.peeked != from {
             socket.peek_from(offset);
             self.peeked = from;
         }
@@ -254,7 +262,12 @@ impl Tcp {
                 return None;
             }
             Ok(0) => return Some(self.fin(core, ends, room)),
-            Ok(len) => len,
+            Ok(len) => {
+                if len < want && self.is_tcp && !self.is(flag::BEHIND) {
+                    self.flags &= !flag::READABLE; // that was all: what comes is told anew (epoll(7))
+                }
+                len
+            }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                 self.flags &= !flag::READABLE;
                 return None;
@@ -322,12 +335,15 @@ impl Tcp {
         self.rcv_edge != told
     }
 
-    /// The window as it is told now: what the socket has room for, and never less than was told before.
+    /// The window as it is told now: what the socket has room for, and never less than was told before. It is reckoned
+    /// anew once a quarter of it is used up, and each time where the socket is not nearly empty.
     fn window(&mut self, core: &mut Core) -> u16 {
         let scale = self.scale();
         self.flags &= !flag::SAY_WINDOW;
+        let left = self.rcv_edge.wrapping_sub(self.rcv_nxt);
         if let Some(socket) = &self.socket
             && !self.is(flag::GUEST_FIN)
+            && left <= self.ample
         {
             let (room, size) = socket.room();
             let window = (room / 4 * 3).saturating_sub(self.pending as usize).min(65_535 << scale);
@@ -337,6 +353,8 @@ impl Tcp {
             if edge.wrapping_sub(self.rcv_edge) as i32 > 0 {
                 self.rcv_edge = edge;
             }
+            let left = self.rcv_edge.wrapping_sub(self.rcv_nxt);
+            self.ample = if (window as usize) < size / 2 { u32::MAX } else { left / 4 * 3 };
             if (window as usize) < (size / 5).min(65_535 << scale) && !self.is(flag::LOW) {
                 self.flags |= flag::LOW;
                 core.watch_room(socket, self.token);

@@ -177,6 +177,7 @@ impl Exchange {
     }
 
     fn frame(&mut self) -> Option<Vec<u8>> {
+        self.network.rouse();
         // SAFETY: there is room for any frame, and a header before it.
         match unsafe { self.network.receive(self.room[VNET_LEN..].as_mut_ptr()) } {
             Ok(len) => Some(self.room[VNET_LEN..VNET_LEN + len as usize].to_vec()),

@@ -184,6 +184,7 @@ impl Stage {
     }
 
     fn hear(&mut self) {
+        self.network.rouse();
         for _ in 0..FRAMES {
             // SAFETY: there is room for any frame, and a header before it.
             match unsafe { self.network.receive(self.room[VNET_LEN..].as_mut_ptr()) } {

@@ -259,8 +259,12 @@ impl Network {
         if let Some(socket) = &tcp.socket {
             if self.core.peek_off {
                 socket.peek_from(0);
+                tcp.flags |= flag::PEEKS;
             }
             let _ = self.core.epoll.change(socket.fd(), SOCKET_EVENTS, tcp.token);
+        }
+        if tcp.is(flag::FAR_ENDED) {
+            tcp.flags |= flag::BEHIND; // no event tells of that end
         }
         tcp.peeked = tcp.snd_una;
         tcp.restart_clock(self.core.now_ms);
