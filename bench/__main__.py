@@ -2,7 +2,7 @@
 
 usage: bench [options] [ROW...]
 
-Rows: tcp1 tcp4 udp64 pingpong lane stream vhost tunnel link packet user-tcp user-small user-flows user-stream start memory ports tftp dns kill;
+Rows: tcp1 tcp4 udp64 pingpong lane stream vhost tunnel link packet user-tcp user-small user-flows user-stream start memory ports tftp dns kill capture;
 user is all four of user's. Without a row, all of them.
 
 options:
@@ -20,6 +20,7 @@ import sys
 import docopt
 
 from bench import (
+    captures,
     corner,
     growth,
     kill,
@@ -102,6 +103,7 @@ OWN = {
     "tftp": tftp.measure,
     "dns": names.measure,
     "kill": kill.measure,
+    "capture": captures.measure,
 }
 
 

@@ -60,6 +60,10 @@ TABLES = (
     ("TFTP", ("tftp block", "tftp window")),
     ("DNS, questions answered", ("dns kept", "dns asked", "dns lost")),
     ("kill -9 of one worker", ("kill", "kill lost", "kill unread")),
+    (
+        "A port that is captured",
+        ("capture tcp", "capture tcp kept", "capture udp", "capture udp kept", "capture uncounted"),
+    ),
 )
 
 LOAD = os.getloadavg()  # of others, before this run adds its own
@@ -82,7 +86,7 @@ ORDER = [
 
 HOW_TO_READ = """\
 A cell is the median over the rounds, the lowest and the highest value in brackets, and after × the ratio to the table's control
-(forwarder, ring, qemu stream, testpmd, kernel vxlan, delayer, bridge, slirp4netns, libslirp, 2 ports, tftpd-hpa, dnsmasq): taken round by round, from two values measured within seconds of each other, then the median. **Compare ratios.**
+(forwarder, ring, qemu stream, testpmd, kernel vxlan, delayer, bridge, slirp4netns, libslirp, 2 ports, tftpd-hpa, dnsmasq, no capture): taken round by round, from two values measured within seconds of each other, then the median. **Compare ratios.**
 Absolute figures drift by a factor of two within the hour on a virtual machine, and generator, sink and switch share its cores;
 two figures whose spreads overlap are equal. Frames are Ethernet frames without their checksum. CPU is user and system time of the
 switch's processes (the bridge has none: its work is done in the sender's and the receiver's name), including what the kernel does

@@ -116,6 +116,11 @@ MEASURES = {
     "kill": Measure("longest silence of its port", "ms", "kill"),
     "kill lost": Measure("frames lost by two others", "at 10,000/s", "kill"),
     "kill unread": Measure("refused by a TAP's queue", "frames", "kill"),
+    "capture tcp": Measure("TCP, 1 stream", "Gbit/s", "capture", "no capture", 1),
+    "capture tcp kept": Measure("of its frames in the files", "%", "capture", None, 1),
+    "capture udp": Measure("UDP 64 B delivered", "kframes/s", "capture", "no capture"),
+    "capture udp kept": Measure("of them in the files", "%", "capture", None, 1),
+    "capture uncounted": Measure("neither written nor counted", "frames", "capture"),
 }
 ROWS = tuple(dict.fromkeys(measure.row for measure in MEASURES.values()))
 

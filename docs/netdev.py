@@ -45,6 +45,8 @@ QEMU = {
     "vmnet-shared": "isolated start-address end-address subnet-mask nat66-prefix",
     "vmnet-bridged": "isolated ifname",
 }
+# qapi/qom.json, NetfilterProperties and FilterDumpProperties.
+FILTER_DUMP = "netdev file maxlen queue status position insert"
 LATER = {"l2tpv3"} - set(kinds.names())  # types that are to come
 
 
@@ -66,6 +68,18 @@ def page() -> str:
             if kind in netdev.OURS:
                 out += [f"A `[{netdev.OURS[kind]} NAME]`.", ""]
             out += ["| option | here |", "|---|---|", *(f"| `{key}` | {fate(kind, key)} |" for key in keys.split())]
+    out += [
+        "",
+        "## Objects: filter-dump, filter-replay",
+        "",
+        "Objects are no strings of `-netdev`. What `-object filter-dump,id=c1,netdev=vm1,file=vm1.pcap` does in QEMU a section `[pcap c1]` with the",
+        "same keys does here (`docs/pcap.md`). QEMU's filter-replay is part of its record and replay of a whole machine and has no counterpart;",
+        "`replay` of a `[pcap NAME]` puts the frames of a file into a switch.",
+        "",
+        "| option of filter-dump | here |",
+        "|---|---|",
+        *(f"| `{key}` | {fate('pcap', key)} |" for key in FILTER_DUMP.split()),
+    ]
     return "\n".join(out) + "\n"
 
 

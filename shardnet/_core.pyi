@@ -41,12 +41,13 @@ class Arena:
         behind: int = 0,  # the port whose companion this is: it gets what that hands over, is not flooded to and not learnt
         shards: int = 0,  # over how many shards its frames are spread, itself and companions of it
         share: int = 0,  # which of those this companion is
+        capture: bool = False,  # its worker writes down what passes others; nothing is forwarded to it
     ) -> None: ...
     def clear_port(self, port: int) -> None:
         """Take the port out of the switch, its addresses out of the table, its counters to zero."""
 
     def mirror(self, port: int, worker: int, on: bool) -> None:
-        """Copy what passes `port`, both ways, to the lane of `worker` (a capture)."""
+        """Copy what passes `port`, both ways, to the lane of `worker` (a capture); counting losses begins at 0."""
 
     def counters(self, port: int) -> dict[str, int]:
         """All of COUNTERS, summed over workers; rx_frames, rx_drops, tx_drops, in_hand and queued beside them."""
@@ -268,8 +269,29 @@ class Shard:
     def thaw(self, port: int, repaired: bool) -> None:
         """Go on; without `repaired` what is in repair mode is reset."""
 
-    def add_capture(self, fd: int, ports: Sequence[tuple[int, str]], snaplen: int) -> None:
-        """Write what arrives by mirroring to `fd` as pcapng, an interface a port."""
+    def add_capture(
+        self,
+        fd: int,
+        ports: Sequence[tuple[int, str]],
+        snaplen: int = 0,
+        *,
+        port: int | None = None,  # that the capture is, for its counters
+        pcapng: bool = True,
+        size: int = 0,  # of the file, which is gone on with at its end
+        limit: int = 0,  # most bytes of a file; then ("full", port, 0) is told
+        ledger: int = -1,  # a file in memory: 16 bytes say of which inode how many bytes are whole, little-endian
+        anew: bool = True,  # what is on the way to this worker is of another capture
+    ) -> None:
+        """Write what arrives by mirroring to `fd`, an interface a port. An error ends it: ("ended", port or 0, errno)."""
+
+    def capture_port(self, port: int, name: str) -> None:
+        """Capture a port too; to be called before it is mirrored."""
+
+    def capture_file(self, fd: int, size: int) -> None:
+        """Go on in this file, the one before having had its end."""
+
+    def turn_capture(self) -> bool:
+        """Write the end of the file; False where it has no frames yet, or could not be written: then it goes on, or has ended."""
 
     def lend(self, port: int, fd: int) -> None:
         """Write to another worker's TAP through `fd` directly, while nothing of ours waits in the lane to that worker; `remove` ends it."""
@@ -284,13 +306,17 @@ class Shard:
     def run(self, timeout_s: float | None = None) -> list[tuple[str, int, int]]:
         """Carry frames, without the GIL, until there is news; [] at the time-out.
 
-        ("ready", fd, 0), ("datagrams", port, 0), ("ended", port, errno or 0 at EOF), ("stopped", port, ring) of a vhost-user port whose ring makes no sense any more.
+        ("ready", fd, 0), ("datagrams", port, 0), ("ended", port, errno or 0 at EOF), ("stopped", port, ring) of a vhost-user port whose ring makes no sense any more,
+        ("full", port, 0) of a capture whose file has had its end.
 
         A descriptor that ended has been removed from the loop already. Raises InterruptedError when a signal came (after Python's handlers ran).
         """
 
-    def capture_counts(self) -> tuple[int, int]:
-        """Frames written and frames lost by the capture of this worker."""
+    def end_capture(self) -> tuple[int, int, int, int]:
+        """Write what is still on the way to this worker and the end of the file.
+
+        Frames written, frames lost, length of the file as far as it is whole, and an errno or 0; the same again once it has ended.
+        """
 
 class Relay:
     """Asks resolvers what guests ask in the usual way, and leaves the rest to `shardnet.dns`; core/src/relay says how.

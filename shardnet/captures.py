@@ -1,7 +1,7 @@
 """Captures: a worker that carries no port, but writes what passes other ports to a client's descriptor.
 
-It ends with the client's connection, or when nobody reads what it writes, or when the disk is full. It is not started
-again.
+It ends with the client's connection, or when nobody reads what it writes, or when the disk is full, which the client is told.
+It is not started again.
 """
 
 import os
@@ -22,7 +22,8 @@ class Capture:
             raise control.Error("capture: every worker slot of the lab is in use", 75)
         self._crew, self._journal, self._request, self._slot = team, notes, request, slot
         self._ports = taken
-        self._counts = {"written": 0, "lost": 0}
+        self._counts: dict[str, Any] = {"written": 0, "lost": 0, "whole": 0, "error": ""}
+        self._stopped = False
         self._running = False
         self._child: Any = team.processes.start(self._heard, self._ended, slot)
         team.lent.add(slot)
@@ -41,7 +42,8 @@ class Capture:
                 self._journal.note("capture", "capture of " + ", ".join(port.name for port in self._ports))
                 self._request.answer(capture=self._slot)
             case "stopped":
-                self._counts = {key: int(message.get(key, 0)) for key in self._counts}
+                self._stopped = True
+                self._counts = {key: type(was)(message.get(key, was)) for key, was in self._counts.items()}
 
     def _stop(self) -> None:
         self._mirror(False)
@@ -55,7 +57,10 @@ class Capture:
         if self._stop in client.ties:
             client.ties.remove(self._stop)
         if self._running:
+            if not self._stopped:
+                self._counts["error"] = f"its worker {how}"
             text = f"{self._counts['written']} frames written, {self._counts['lost']} lost"
+            text += f": {self._counts['error']}" if self._counts["error"] else ""
             self._journal.note("capture-ended", text)
             client.send(
                 {"event": {"time": self._journal.clock(), "kind": "capture-ended", "text": text, **self._counts}}

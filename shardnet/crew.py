@@ -17,6 +17,7 @@ from shardnet import (
     lab,
     leases,
     loop,
+    mirrors,
     ports,
     processes,
     pulse,
@@ -29,6 +30,7 @@ LEASES_S = 2.0  # how long a port waits for a DHCP service that starts with it
 AUTO_MAX = 56  # workers that `shards` did not ask for; the rest of the slots is for captures
 DRAIN_S = 0.7
 RETRY_S, RETRY_MAX_S = 0.2, 5.0
+REMOVE_S = 5.0
 TEXTS = ("op", "key", "error", "state", "detail", "text")  # of a worker's messages
 STATES = ("up", "waiting", "down")
 
@@ -36,8 +38,9 @@ STATES = ("up", "waiting", "down")
 class Member:
     """One worker: a slot in the arena and whatever process holds it now."""
 
-    def __init__(self, slot: int, shard: str | None) -> None:
+    def __init__(self, slot: int, shard: str | None, *, captures: bool = False) -> None:
         self.slot, self.shard = slot, shard
+        self.captures = captures  # and carries nothing else: it may stand still in a write for as long as the disk does
         self.ports: dict[int, ports.Port] = {}
         self.child: Any = None  # a child.Child while there is one
         self.state = "starting"  # running, restarting, failed
@@ -80,6 +83,7 @@ class Crew:
         self.questions = questions.Questions(turns)
         self.leases = leases.Leases()
         self.held: dict[int, child.Child] = {}  # who opens a port when it has been told the leases
+        self.mirrors = mirrors.Mirrors(table, self.send)
         self.members: dict[int, Member] = {}
         self.lent: set[int] = set()  # slots of captures
         self._used: set[int] = set()  # slots that had a process once
@@ -95,7 +99,7 @@ class Crew:
             if port.behind is not None and not port.section.share and not kinds.is_service(port.section.kind):
                 member = self.members[port.behind.slot]  # the other end of a port that comes before it
             else:
-                member = self._choose(port.section.options.shard)
+                member = self._choose(port.section)
             port.slot = member.slot
             member.ports[port.id] = port
             self.ports.configure(port)
@@ -122,6 +126,7 @@ class Crew:
             then()
 
         self._change(port, "removing")
+        self.mirrors.closed(port)
         self._let_go(port, gone)
 
     def reopen(self, port: ports.Port, section: lab.Section) -> None:
@@ -129,6 +134,7 @@ class Crew:
         member = self.members[port.slot]
         port.before = None
         self._change(port, "starting")
+        self.mirrors.closed(port)
 
         def again() -> None:
             port.section = section
@@ -221,7 +227,18 @@ class Crew:
             self._used.add(number)
         return number
 
-    def _choose(self, shard: str | None) -> Member:
+    def free(self) -> int:
+        """How many slots of the arena nobody has."""
+        return _core.WORKERS - len(self.members.keys() | self.lent)
+
+    def _choose(self, section: lab.Section) -> Member:
+        shard = section.options.shard
+        if kinds.captures(section) is not None:
+            slot = self.slot()
+            if slot is None:
+                raise ValueError("no worker is free")
+            member = self.members[slot] = Member(slot, None, captures=True)
+            return member
         if shard is not None:
             found = next((member for member in self.members.values() if member.shard == shard), None)
             if found is not None:
@@ -231,9 +248,10 @@ class Crew:
             if slot is not None:
                 member = self.members[slot] = Member(slot, shard)
                 return member
-        if not self.members:
+        others = [member for member in self.members.values() if not member.captures]
+        if not others:
             raise ValueError("no worker is free")
-        return min(self.members.values(), key=lambda member: (member.shard is not None, len(member.ports)))
+        return min(others, key=lambda member: (member.shard is not None, len(member.ports)))
 
     def _start(self, member: Member) -> None:
         member.timer = None
@@ -352,7 +370,9 @@ class Crew:
             if member.pulse.doubtful:
                 self.loop.later(pulse.AGAIN_S, lambda: self._look_at(member))
         elif verdict == "stopped" or (
-            verdict == "hung" and not any(port.state == "starting" for port in member.ports.values())
+            verdict == "hung"
+            and not member.captures
+            and not any(port.state == "starting" for port in member.ports.values())
         ):
             what = "stopped by a signal" if verdict == "stopped" else "its loop does not turn"
             self.journal.note("hung", f"{what}: killed", worker=member.title, level=journal.ERROR)
@@ -416,6 +436,7 @@ class Crew:
                 port.before = None
                 if port.state in ("starting", "restarting"):
                     self._change(port, "up")
+                self.mirrors.opened(port)
                 port.settle(None)
             case "state" if text["state"] in STATES and port.state not in ("removing", "failed"):
                 self._change(port, text["state"], text["detail"])
@@ -454,6 +475,7 @@ class Crew:
         port.before = None
         self._change(port, "failed", why)
         self._open_held()
+        self.mirrors.closed(port)
         port.settle(why)
         if port.lost is not None:
             port.lost()
@@ -511,6 +533,7 @@ class Crew:
             return
         self.held.pop(port.id, None)
         self._tell_leases(port, [lease for other in tellers for lease in self.leases.of(other)])
+        self.mirrors.introduce(port, carrier)
         carrier.send({"op": "open", "port": port.id})
 
     def _open_held(self, late: ports.Port | None = None) -> None:
@@ -554,6 +577,8 @@ class Crew:
             self._unlend(port)
             self._returned(port, port.slot)
 
+        carrier = member.child
+
         def dropped() -> None:
             for key in list(dict(self.store.of(port.id))):
                 self._forget(port, key)
@@ -564,6 +589,8 @@ class Crew:
         else:
             port.removed = removed
             member.child.send({"op": "remove", "port": port.id})
+            if member.captures:  # should the disk hold it up
+                self.loop.later(REMOVE_S, lambda: carrier.kill() if port.removed is removed else None)
 
     def _removed(self, port: ports.Port) -> None:
         then, port.removed = port.removed, None

@@ -10,7 +10,7 @@ import importlib.util
 import pkgutil
 from collections.abc import Mapping
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PACKAGES = ("shardnet.workers", "shardnet.services")
 OWN = {"lab": "shardnet.lab", "switch": "shardnet.switch"}  # sections that are no ports
@@ -67,6 +67,13 @@ def module(kind: str) -> ModuleType:
                 if hasattr(found, "Options"):
                     return found
     raise LookupError(kind)
+
+
+def captures(section: Any) -> tuple[str, ...] | None:
+    """The ports that a section writes down, none: all of its switch; None where it is none that does: its module's `captures`."""
+    said = getattr(module(section.kind), "captures", None)
+    found: tuple[str, ...] | None = said(section.options) if said is not None else None
+    return found
 
 
 def live(kind: str) -> frozenset[str]:

@@ -28,6 +28,7 @@ FILE_MAX = 1 << 20
 PORTS_MAX = 1023  # ids 1 to 1023 of an arena
 SWITCHES_MAX = 64
 SHARDS_MAX = 60  # of the 64 workers of an arena; the others are left for captures
+CAPTURES_MAX = 8  # that are written: each has a worker to itself
 LANE_MIN, LANE_MAX = 256 << 10, 64 << 20
 
 
@@ -338,6 +339,10 @@ def _together(switches: Mapping[str, Section], ports: Sequence[Section], where: 
     if len(every) > PORTS_MAX:
         port = every[PORTS_MAX]
         yield _mistake(where, port.line, f"{port} one port too many (a lab has at most {PORTS_MAX})")
+    written = [port for port in ports if port.options and kinds.captures(port) is not None]
+    if len(written) > CAPTURES_MAX:
+        one = written[CAPTURES_MAX]
+        yield _mistake(where, one.line, f"{one} one capture too many (a lab writes at most {CAPTURES_MAX})")
     if len(switches) > SWITCHES_MAX:
         one = list(switches.values())[SWITCHES_MAX]
         yield _mistake(where, one.line, f"{one} one switch too many (a lab has at most {SWITCHES_MAX})")

@@ -210,6 +210,8 @@ def _add(
     if taken:
         raise control.Error(f"{taken[0]}: there is a port of this name already", EXISTS)
     lab.extended(run.now(), sections)
+    if sum(not is_plugged and kinds.captures(section) is not None for section in sections) > run.crew.free():
+        raise control.Error(f"{sections[0]}: every worker slot of the lab is in use", 75)
     new = []
     for section in sections:
         made = run.ports.make(section, is_plugged)

@@ -32,6 +32,7 @@ class Port:
     lost: Callable[[], None] | None = None  # called when it fails and cannot be had again: it was plugged
     behind: "Port | None" = None  # the port whose companion, or other end, this is
     companions: dict[str, "Port"] = dataclasses.field(default_factory=dict)  # by suffix
+    mirrors: set[int] = dataclasses.field(default_factory=set)  # slots of the [pcap]s to which what passes is copied
 
     @property
     def name(self) -> str:
@@ -58,6 +59,7 @@ class Ports:
         self.switches: dict[str, int] = {}
         self._sections: Mapping[str, lab.Section] = {}
         self._last = 0
+        self.changed: Callable[[], None] = lambda: None  # called when a port has come, has other rules, or goes
 
     def __iter__(self) -> Iterator[Port]:
         return iter(self.by_id.values())
@@ -111,11 +113,13 @@ class Ports:
             behind=behind.id if behind else 0,
             shards=0 if behind else getattr(given, "shards", 0),
             share=share,
+            capture=kinds.captures(port.section) is not None,
             # What a service is handed over has been on the port's line out already; what it sends goes past the one in. A shard
             # gets its frames from where they come in: it has a line like the port's.
             out=None if behind and not share else impairments.line(given, out=True),
             inward=impairments.line(given, out=False),
         )
+        self.changed()
 
     def forget(self, port: Port) -> None:
         """Take the port out of the arena and free its id."""

@@ -9,6 +9,7 @@ The supervisor is at the other end of one socket. Its messages, in the order of 
     change                     a port's options, where its kind can do so while it carries
     ask, leases                a question (answers.py); what a DHCP service of the same network tells (leases.py)
     unplugged                  of a kind that has outlets: the port behind one of them is gone
+    captures                   of a kind that captures: the names of ports
     remove, withdraw, capture, stop
 
 A process that is told to add, but never to open, is a helper: it has prepared a port for a worker that could not any
@@ -18,6 +19,7 @@ Python code of a port that raises fails that port; the others of the worker go o
 """
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -33,6 +35,8 @@ from shardnet import _core, answers, control, kinds, line, options, plugged, tim
 Datagram = tuple[bytes, bytes, int, bytes, int, bytes]
 Datagrams = list[Datagram]
 
+CAPTURE_NICE = 19  # as of [pcap NAME]: the last in line for a core
+GONE = (0, errno.EPIPE)  # how a capture ends that was asked to, or whose reader went away
 LOG_LINES_MAX = 20  # a port and second
 RETRY_S = 0.02  # a line that is full (the supervisor is busy, or stopped) is tried again so often
 
@@ -221,6 +225,8 @@ class Worker:
                         self._ended(number, error)
                     elif what == "stopped":
                         self._stopped(number, error)
+                    elif what == "full":
+                        self._full(number)
                     elif number == self.line.fileno():
                         self._listen()
                     else:
@@ -264,6 +270,9 @@ class Worker:
                 for lease in message["leases"]:
                     if place := self.places.get(port):
                         self.attempt(place, place.carrier.leased, *lease)
+            case {"op": "captures", "port": port}:
+                if place := self.places.get(port):
+                    self.attempt(place, place.carrier.captured, [(number, name) for number, name in message["ports"]])
             case {"op": "unplugged", "port": port, "number": number}:
                 if place := self.places.get(port):
                     self.attempt(place, place.carrier.unplugged, number)
@@ -273,6 +282,7 @@ class Worker:
             case {"op": "capture"}:
                 self._carry()
                 assert self.shard is not None, "_carry() has made it"
+                os.setpriority(os.PRIO_PROCESS, 0, CAPTURE_NICE)
                 self.shard.add_capture(fds[0], [(port, name) for port, name in message["ports"]], message["snaplen"])
                 self.capturing = True
                 self.line.send({"op": "capturing"})
@@ -416,6 +426,10 @@ class Worker:
         if place := self.places.get(port):
             self.attempt(place, place.carrier.stopped, ring)
 
+    def _full(self, port: int) -> None:
+        if place := self.places.get(port):
+            self.attempt(place, place.carrier.full)
+
     def _patience(self) -> float | None:
         """How long the native loop may go on without us."""
         wait = self.timers.wait()
@@ -424,9 +438,13 @@ class Worker:
     def _stop(self) -> None:
         for place in list(self.places.values()):
             self._close(place)
-        written, lost = self.shard.capture_counts() if self.shard is not None and self.capturing else (0, 0)
+        said: dict[str, Any] = {}
+        if self.shard is not None and self.capturing:
+            written, lost, whole, error = self.shard.end_capture()
+            why = "" if error in GONE else os.strerror(error)
+            said = {"written": written, "lost": lost, "whole": whole, "error": why}
         self.line.sock.setblocking(True)
-        self.line.send({"op": "stopped", "written": written, "lost": lost})
+        self.line.send({"op": "stopped", **said})
         os._exit(0)
 
 

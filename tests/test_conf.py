@@ -29,6 +29,8 @@ def test_a_lab_of_conf_runs_as_it_stands(file, namespace):
         lab.stop()
     finally:
         lab.close()
+        for left in Path("/tmp").glob("sncapture*_*.pcap*"):
+            left.unlink()
 
 
 def test_the_lab_of_the_readme_has_no_mistake(tmp_path):

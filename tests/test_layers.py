@@ -13,7 +13,7 @@ LAYERS = [
     r"supervisor|operations|outlets|captures|forwarding",
     r"crew|clients",
     r"processes",
-    r"questions|leases",
+    r"questions|leases|mirrors",
     r"child|ports|journal|notify|store|pulse|restarts|loop",
     r"worker",
     r"netdev",
@@ -26,7 +26,7 @@ LAYERS = [
     r"shardnet|ini|switch|kinds|timers|links|carrier|masters|addresses|forwards|nets|migration|serving|statedir|(dhcp|dns)(\..*)?",
     r"control",
     r"tftp(\..*)?|smb(\..*)?",
-    r"options|rundir|title|capturefile",
+    r"options|rundir|title|capturefile|rotation",
     r"impairments",
     r"_core",
 ]

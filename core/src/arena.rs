@@ -6,6 +6,7 @@
 //!   switches[64]      mode, ageing, group addresses
 //!   ports[1024]       policy (ports.rs)
 //!   cells[64][1024]   counters by worker and port
+//!   losses[64][1024]  frames of a port that were no more copied to the worker that captures it
 //!   controls[64][64]  indices of the lane from one worker to another (index.rs)
 //!   tables[64]        addresses of a switch (table.rs)
 //!   data[64][64]      bytes of the lanes, mapped by those who use them (lane.rs)
@@ -32,7 +33,7 @@ pub const LANE_LEAST: u64 = 256 << 10;
 pub const LANE_MOST: u64 = 64 << 20;
 
 const MAGIC: u64 = 0x74_65_6e_64_72_61_68_73; // "shardnet", little-endian
-const VERSION: u64 = 3;
+const VERSION: u64 = 4;
 
 #[repr(C, align(4096))]
 struct Header {
@@ -54,6 +55,7 @@ pub struct WorkerRecord {
     pub sleeping: Sleeping,
     /// A bit a worker that has ever sent to this one.
     pub senders: Senders,
+    pub snaplen: Snaplen,
 }
 
 #[repr(C, align(128))]
@@ -61,6 +63,10 @@ pub struct Beat(pub AtomicU64);
 
 #[repr(C, align(128))]
 pub struct Senders(pub AtomicU64);
+
+/// Of a worker that captures: how much of a frame it wants to have; 0: all of it.
+#[repr(C, align(128))]
+pub struct Snaplen(pub AtomicU32);
 
 /// Written by the supervisor.
 #[repr(C, align(128))]
@@ -80,7 +86,8 @@ const WORKERS_AT: usize = size_of::<Header>();
 const SWITCHES_AT: usize = after::<WorkerRecord>(WORKERS_AT, WORKERS);
 const PORTS_AT: usize = after::<SwitchRecord>(SWITCHES_AT, SWITCHES);
 const CELLS_AT: usize = after::<Record>(PORTS_AT, PORTS);
-const CONTROLS_AT: usize = after::<Cell>(CELLS_AT, WORKERS * PORTS);
+const LOSSES_AT: usize = after::<Cell>(CELLS_AT, WORKERS * PORTS);
+const CONTROLS_AT: usize = after::<AtomicU64>(LOSSES_AT, WORKERS * PORTS);
 const TABLES_AT: usize = after::<Control>(CONTROLS_AT, WORKERS * WORKERS);
 const DATA_AT: usize = after::<Slot>(TABLES_AT, SWITCHES * SLOTS);
 
@@ -197,6 +204,12 @@ impl Arena {
         self.item(CELLS_AT, usize::from(worker) * PORTS + usize::from(port))
     }
 
+    /// Frames of a port that a worker which captures it did not get. Several workers may count here.
+    pub fn loss(&self, captor: Worker, port: Port) -> &AtomicU64 {
+        assert!(usize::from(captor) < WORKERS && usize::from(port) < PORTS);
+        self.item(LOSSES_AT, usize::from(captor) * PORTS + usize::from(port))
+    }
+
     pub fn control(&self, from: Worker, to: Worker) -> &Control {
         self.item(CONTROLS_AT, Arena::lane(from, to))
     }
@@ -219,6 +232,7 @@ impl Arena {
             ("switches", SWITCHES_AT),
             ("ports", PORTS_AT),
             ("cells", CELLS_AT),
+            ("losses", LOSSES_AT),
             ("controls", CONTROLS_AT),
             ("tables", TABLES_AT),
         ];

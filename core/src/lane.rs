@@ -149,6 +149,8 @@ pub struct Producer {
     tail: Tail,
     /// The lane is to be mapped, or to grow, before it is written to.
     resize: bool,
+    /// It has all its room at once: there is no back pressure on what is copied for a capture.
+    roomy: bool,
     refused: u64,
 }
 
@@ -158,7 +160,19 @@ impl Producer {
         let window = Window::new(arena, from, to);
         let tail = Tail::resume(window.control, window.bounds);
         let refused = window.control.producer_notes.refused.load(Ordering::Relaxed);
-        Producer { window, tail, resize: true, refused }
+        Producer { window, tail, resize: true, roomy: false, refused }
+    }
+
+    /// Give the lane all of its room at once.
+    pub fn ample(&mut self) {
+        self.resize |= !self.roomy && self.tail.capacity < self.window.bounds.most;
+        self.roomy = true;
+    }
+
+    /// Claim room for a frame of this length.
+    #[inline]
+    pub fn claim_for(&mut self, frame: usize) -> io::Result<Option<*mut u8>> {
+        self.claim(size(frame))
     }
 
     /// Room for any frame; the frame goes to `HEADROOM` behind the pointer, the virtio-net header to `RECORD_HEADER`.
@@ -250,7 +264,11 @@ impl Producer {
             self.resize = false;
             return Ok(());
         }
-        let wanted = if known == 0 { least } else { (known * 4).min(most) };
+        let wanted = match known {
+            _ if self.roomy => most,
+            0 => least,
+            _ => (known * 4).min(most),
+        };
         if !self.tail.is_empty(self.window.control) {
             return Ok(());
         }
@@ -275,8 +293,17 @@ pub struct Entry {
 impl Entry {
     /// Of a mirrored frame, in the place of a virtio-net header: the low 32 bits of its time in microseconds.
     pub fn stamp(&self) -> u32 {
+        self.noted()[0]
+    }
+
+    /// And how long it was, where only its beginning was copied.
+    pub fn whole(&self) -> usize {
+        (self.noted()[1] as usize).min(FRAME_MOST)
+    }
+
+    fn noted(&self) -> [u32; 2] {
         // SAFETY: a header's room lies before every frame.
-        u32::from_ne_bytes(unsafe { self.frame.sub(VNET_LEN).cast::<[u8; 4]>().read_volatile() })
+        unsafe { self.frame.sub(VNET_LEN).cast::<[u32; 2]>().read_unaligned() }
     }
 }
 

@@ -23,6 +23,8 @@ pub const ISOLATED: u32 = 4;
 /// What leaves by the port, or what comes in, goes over a line with faults.
 pub const IMPAIRED_OUT: u32 = 8;
 pub const IMPAIRED_IN: u32 = 16;
+/// The port writes down what passes others, and is no port to flood.
+pub const CAPTURE: u32 = 32;
 
 /// How a port treats 802.1Q tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

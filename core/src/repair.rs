@@ -25,6 +25,8 @@ pub struct Policy {
     /// Over how many shards its frames are spread, and which of those of `behind` it is.
     pub shards: u32,
     pub share: u32,
+    /// Its worker writes down what passes others.
+    pub capture: bool,
     /// The line to the guest, and the one from it.
     pub out: impair::Settings,
     pub inward: impair::Settings,
@@ -53,8 +55,21 @@ pub fn configure_port(arena: &Arena, port: Port, policy: &Policy) {
         | flag(ports::UP, policy.up)
         | flag(ports::ISOLATED, policy.isolated)
         | flag(ports::IMPAIRED_OUT, !policy.out.is_plain())
-        | flag(ports::IMPAIRED_IN, !policy.inward.is_plain());
+        | flag(ports::IMPAIRED_IN, !policy.inward.is_plain())
+        | flag(ports::CAPTURE, policy.capture);
     record.flags.store(flags, Ordering::Release);
+    arena.advance();
+}
+
+/// Copy what passes a port, both ways, to the lane of a worker that captures, or do so no more.
+pub fn mirror(arena: &Arena, port: Port, captor: Worker, on: bool) {
+    let (mirror, bit) = (&arena.port(port).mirror, 1u64 << captor);
+    if !on {
+        mirror.fetch_and(!bit, Ordering::Relaxed);
+    } else if mirror.load(Ordering::Relaxed) & bit == 0 {
+        arena.loss(captor, port).store(0, Ordering::Relaxed);
+        mirror.fetch_or(bit, Ordering::Relaxed);
+    }
     arena.advance();
 }
 

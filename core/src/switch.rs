@@ -2,10 +2,10 @@
 //!
 //! A worker keeps a `View` of the configuration in its own memory and makes it anew when the arena's generation moves.
 
-use crate::arena::{Arena, PORTS, SWITCHES};
+use crate::arena::{Arena, PORTS, SWITCHES, WORKERS};
 use crate::frame;
 use crate::lane::TAGGED;
-use crate::ports::{Cause, IMPAIRED_IN, IMPAIRED_OUT, ISOLATED, NOBODY, Port, UP, USED, Vlan, Worker};
+use crate::ports::{CAPTURE, Cause, IMPAIRED_IN, IMPAIRED_OUT, ISOLATED, NOBODY, Port, UP, USED, Vlan, Worker};
 use std::sync::atomic::Ordering;
 
 /// In a record's VLAN beside TAGGED: the tag says VID 0 and the VLAN is the port's own.
@@ -44,6 +44,8 @@ pub struct Config {
     pub mtu: usize,
     pub max_macs: u32,
     pub mirror: u64,
+    /// It writes down what passes others.
+    pub capture: bool,
     /// The port whose companion this is, or NOBODY.
     pub behind: Port,
     /// The place of its shards in the view's `spreads` and one more; 0: it has its frames for itself.
@@ -62,6 +64,7 @@ const NOT_USED: Config = Config {
     mtu: 0,
     max_macs: 0,
     mirror: 0,
+    capture: false,
     behind: NOBODY,
     spread: 0,
 };
@@ -84,12 +87,14 @@ pub struct View {
     spreads: Vec<Vec<Port>>,
     /// A bit a worker that captures some port.
     pub captors: u64,
+    /// By worker: the port that writes down what is captured there, NOBODY where a client does.
+    pub captures: [Port; WORKERS],
 }
 
 impl Default for View {
     fn default() -> View {
         let (ports, domains) = (vec![NOT_USED; PORTS], vec![Domain::default(); SWITCHES]);
-        View { generation: None, ports, domains, spreads: Vec::new(), captors: 0 }
+        View { generation: None, ports, domains, spreads: Vec::new(), captors: 0, captures: [NOBODY; WORKERS] }
     }
 }
 
@@ -109,10 +114,13 @@ impl View {
             domain.members.clear();
         }
         self.captors = 0;
+        self.captures = [NOBODY; WORKERS];
         for (index, config) in self.ports.iter_mut().enumerate() {
             *config = config_of(arena, index as Port);
             self.captors |= config.mirror;
-            if config.used && config.behind == NOBODY {
+            if config.used && config.capture {
+                self.captures[usize::from(config.worker)] = index as Port;
+            } else if config.used && config.behind == NOBODY {
                 self.domains[config.switch].members.push(index as Port);
             }
         }
@@ -179,6 +187,7 @@ fn config_of(arena: &Arena, port: Port) -> Config {
         mtu: record.mtu.load(Ordering::Relaxed) as usize,
         max_macs: record.max_macs.load(Ordering::Relaxed),
         mirror: record.mirror.load(Ordering::Relaxed),
+        capture: flags & CAPTURE != 0,
         behind: record.behind.load(Ordering::Relaxed) as Port & (PORTS as Port - 1),
         spread: 0,
     }

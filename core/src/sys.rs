@@ -59,6 +59,21 @@ pub fn file_system(fd: RawFd) -> io::Result<(i64, usize)> {
     Ok((found.f_type as i64, found.f_bsize as usize))
 }
 
+/// The number of the file that a descriptor is of.
+pub fn inode(fd: RawFd) -> io::Result<u64> {
+    let mut status = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: room for a status, which the kernel fills where it says so.
+    check(unsafe { libc::fstat(fd, status.as_mut_ptr()) })?;
+    // SAFETY: as above.
+    Ok(unsafe { status.assume_init() }.st_ino)
+}
+
+/// Write a few bytes at a place of a file in memory, all or none of them.
+pub fn write_at(fd: RawFd, offset: u64, bytes: &[u8]) {
+    // SAFETY: a slice is readable.
+    unsafe { libc::pwrite(fd, bytes.as_ptr().cast(), bytes.len(), offset as libc::off_t) };
+}
+
 pub fn truncate(fd: RawFd, size: u64) -> io::Result<()> {
     // SAFETY: no memory is involved.
     check(unsafe { libc::ftruncate(fd, size as libc::off_t) }).map(drop)

@@ -11,8 +11,11 @@ Options:
   -h, --help                 print this
 
 It ends with Ctrl-C, or when the reader goes away, and then tells on standard
-error how many frames it wrote and how many it lost. A capture never slows a
-port: what cannot be written at once is lost.
+error how many frames it wrote and how many it lost; the end of the file tells
+the latter by port. When the disk is full it ends too, with exit code 1, and
+what was written is whole. A capture never slows a port: what cannot be written
+at once is lost. FILE is written anew. For files that change by size or time,
+and for as long as the lab runs, there is [pcap NAME]: shardnet help pcap.
 
   shardnet capture vm1 vm2 | tcpdump -n -r -
   shardnet capture vm1 | wireshark -k -i -
@@ -22,10 +25,11 @@ import contextlib
 import os
 import select
 import signal
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 
-from shardnet import control
+from shardnet import control, options
 from shardnet.cli import FAILED, Failure, usage
 
 
@@ -34,12 +38,19 @@ def run(argv: Sequence[str]) -> int:
     arguments = usage.parse(__doc__, "capture", argv)
     snaplen = usage.number(arguments, "--snaplen", 1, 1 << 18) or 0
     with control.Client(arguments["--lab"]) as lab, _opened(arguments["--write"]) as out:
+        begin = os.fstat(out).st_size
         with _until_signal() as signalled:
             lab.capture(arguments["PORT"], out, snaplen)
             select.select([lab.fileno(), signalled], [], [])  # the lab speaks up when the reader has gone
         ended = lab.capture_end()
+        if ended["error"] and stat.S_ISREG(os.fstat(out).st_mode):
+            with contextlib.suppress(OSError):
+                os.ftruncate(out, begin + ended["whole"])  # what the disk took of a frame
     if not arguments["--quiet"]:
         print(f"{ended['written']} frames written, {ended['lost']} lost", file=sys.stderr)
+    if ended["error"]:
+        where = "standard output" if arguments["--write"] == "-" else options.shown(arguments["--write"])
+        raise Failure(f"{where}: {ended['error']}", FAILED)
     return 0
 
 

@@ -129,6 +129,16 @@ impl Piece {
         len
     }
 
+    /// Copy the first bytes of the frame as it leaves, as many as `out` has room for and no more than there are.
+    pub fn copy_first(&self, out: &mut [u8]) {
+        let (top, top_len, rest) = self.top();
+        let (head, tail) = out.split_at_mut(top_len.min(out.len()));
+        head.copy_from_slice(&top[..head.len()]);
+        debug_assert!(rest + tail.len() <= self.len);
+        // SAFETY: `out` is no longer than the frame as it leaves, so `tail` is no longer than what lies behind `rest`.
+        unsafe { ptr::copy_nonoverlapping(self.frame.add(rest), tail.as_mut_ptr(), tail.len()) };
+    }
+
     /// The virtio-net header as it leaves: its offsets move with the tag.
     pub fn vnet_out(&self) -> VnetHeader {
         let mut header = self.vnet();

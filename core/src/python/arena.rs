@@ -67,7 +67,7 @@ impl Arena {
     }
 
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
-    #[pyo3(signature = (port, *, worker, switch, up = true, access = 0, trunk = None, native = 0, isolated = false, max_macs = 0, mtu = 0, behind = 0, shards = 0, share = 0, out = None, inward = None))]
+    #[pyo3(signature = (port, *, worker, switch, up = true, access = 0, trunk = None, native = 0, isolated = false, max_macs = 0, mtu = 0, behind = 0, shards = 0, share = 0, capture = false, out = None, inward = None))]
     fn configure_port(
         &self,
         port: usize,
@@ -83,6 +83,7 @@ impl Arena {
         behind: usize,
         shards: u32,
         share: u32,
+        capture: bool,
         out: Option<Line>,
         inward: Option<Line>,
     ) -> PyResult<()> {
@@ -109,6 +110,7 @@ impl Arena {
             behind,
             shards,
             share,
+            capture,
             out,
             inward,
         };
@@ -122,13 +124,7 @@ impl Arena {
     }
 
     fn mirror(&self, port: usize, worker: usize, on: bool) -> PyResult<()> {
-        let (record, bit) = (self.inner.port(port_of(port)?), 1u64 << worker_of(worker)?);
-        if on {
-            record.mirror.fetch_or(bit, Ordering::Relaxed);
-        } else {
-            record.mirror.fetch_and(!bit, Ordering::Relaxed);
-        }
-        self.inner.advance();
+        repair::mirror(self.inner, port_of(port)?, worker_of(worker)?, on);
         Ok(())
     }
 

@@ -10,11 +10,12 @@ use pyo3::types::{PyBytes, PyList};
 
 use super::arena::{Arena, port_of};
 use crate::arena::WORKERS;
+use crate::port::capture::{Format, Settings};
 use crate::port::dgram::{Address, Peer};
 use crate::port::tunnel::{Far, L2tpv3, Tunnel, Vxlan};
 use crate::port::vhost::{Extent, Places};
-use crate::port::{Capture, Dgram, Packet, Stream, Vhost};
-use crate::ports::{NO_LINK, Worker};
+use crate::port::{Dgram, Packet, Stream, Vhost};
+use crate::ports::{NO_LINK, NOBODY, Worker};
 use crate::shard::{self, News};
 
 #[pyclass(module = "shardnet._core", unsendable)]
@@ -333,14 +334,41 @@ impl Shard {
         Ok(())
     }
 
-    fn add_capture(&mut self, fd: RawFd, ports: Vec<(usize, String)>, snaplen: usize) -> PyResult<()> {
-        let ports = ports.into_iter().map(|(port, name)| Ok((port_of(port)?, name))).collect::<PyResult<Vec<_>>>()?;
-        self.inner.add_capture(Capture::new(fd, &ports, snaplen));
+    #[pyo3(signature = (fd, ports, snaplen = 0, *, port = None, pcapng = true, size = 0, limit = 0, ledger = -1, anew = true))]
+    #[allow(clippy::too_many_arguments)] // they are keywords in Python
+    fn add_capture(
+        &mut self,
+        fd: RawFd,
+        ports: Vec<(usize, String)>,
+        snaplen: usize,
+        port: Option<usize>,
+        pcapng: bool,
+        size: u64,
+        limit: u64,
+        ledger: RawFd,
+        anew: bool,
+    ) -> PyResult<()> {
+        let format = if pcapng { Format::Pcapng } else { Format::Pcap };
+        let port = port.map_or(Ok(NOBODY), port_of)?;
+        self.inner.add_capture(fd, size, Settings { port, format, snaplen, limit, ledger }, anew);
+        ports.into_iter().try_for_each(|(port, name)| self.capture_port(port, &name))
+    }
+
+    fn capture_port(&mut self, port: usize, name: &str) -> PyResult<()> {
+        self.inner.capture_port(port_of(port)?, name);
         Ok(())
     }
 
-    fn capture_counts(&self) -> (u64, u64) {
-        self.inner.capture_counts()
+    fn capture_file(&mut self, fd: RawFd, size: u64) {
+        self.inner.capture_file(fd, size);
+    }
+
+    fn turn_capture(&mut self) -> bool {
+        self.inner.turn_capture()
+    }
+
+    fn end_capture(&mut self) -> (u64, u64, u64, i32) {
+        self.inner.end_capture()
     }
 
     fn remove(&mut self, port: usize) -> PyResult<()> {
@@ -405,5 +433,6 @@ fn row(news: News) -> (&'static str, i64, i64) {
         News::Datagrams(port) => ("datagrams", port.into(), 0),
         News::Ended(port, errno) => ("ended", port.into(), errno.into()),
         News::Stopped(port, ring) => ("stopped", port.into(), ring.into()),
+        News::Full(port) => ("full", port.into(), 0),
     }
 }

@@ -25,6 +25,9 @@ impl Shard {
     }
 
     fn drain_lane(&mut self, from: Worker) -> bool {
+        if let Some(capture) = &mut self.capture {
+            capture.look_at_clock();
+        }
         for _ in 0..BURST {
             // A fault has been counted in the lane, where the supervisor finds it; the lane goes on behind it.
             let Ok(Some(entry)) = self.consumer(from).peek() else {
@@ -35,6 +38,10 @@ impl Shard {
                 self.release(from);
                 return false;
             }
+            if entry.label.kind != FORWARD && self.is_capture_waiting(&entry) {
+                self.release(from);
+                return self.puzzled != 0;
+            }
             // Taken first: should this worker die in a write, the frame may be lost, and is never sent twice.
             self.consumer(from).take(&entry.label);
             self.accept(from, &entry);
@@ -44,7 +51,7 @@ impl Shard {
         true
     }
 
-    fn release(&mut self, from: Worker) {
+    pub(super) fn release(&mut self, from: Worker) {
         if self.consumer(from).release() {
             self.ring(from);
         }
@@ -100,15 +107,6 @@ impl Shard {
             cell.add(Counter::Offered, 1);
             cell.drop(Cause::TxChanged, 1);
         }
-    }
-
-    fn add_to_capture(&mut self, entry: &Entry) {
-        let Some(capture) = &mut self.capture else { return };
-        if capture.is_full() && !matches!(capture.flush(), Ok(true)) {
-            capture.lost += 1;
-            return;
-        }
-        capture.add(entry);
     }
 
     /// Give a frame to the port's engine.

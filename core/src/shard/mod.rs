@@ -2,11 +2,12 @@
 //!
 //! A turn of the loop goes the way of a frame: drain the lanes that come in (egress.rs), read the descriptors that are
 //! ready (ingress.rs), write out what engines have gathered, show other workers what was put into their lanes. A turn
-//! takes at most `BURST` frames from each source. Frames that are late on purpose come in between (impaired.rs). With nothing left to do the worker says that it sleeps, looks once
+//! takes at most `BURST` frames from each source. Frames that are late on purpose come in between (impaired.rs); those of a capture go to its file (captured.rs). With nothing left to do the worker says that it sleeps, looks once
 //! more, and blocks in epoll; its doorbell is one of the descriptors there.
 //!
 //! Where there is no room somebody waits, or loses (pressure.rs).
 
+mod captured;
 mod egress;
 mod handover;
 mod impaired;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 use crate::arena::{Arena, PORTS, SWITCHES, WORKERS};
 use crate::lane::{Consumer, Producer};
 use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Link, Packet, Stream, Tap, Vhost};
-use crate::ports::{self, Cause, Counter, NOBODY, Port, Vlan, Worker};
+use crate::ports::{Cause, Counter, NOBODY, Port, Vlan, Worker};
 use crate::switch::View;
 use crate::sys::{self, Epoll, Ready};
 use crate::table::{Clock, Key};
@@ -46,6 +47,8 @@ pub enum News {
     Datagrams(Port),
     /// A ring of a vhost-user port stopped, for its driver could not be followed; the others go on.
     Stopped(Port, i32),
+    /// The file of the capture that is this port has had its end: it waits for the next one.
+    Full(Port),
 }
 
 enum Engine {
@@ -119,6 +122,11 @@ pub struct Shard {
     scratch: Inbox,
     bench: Bench,
     capture: Option<Capture>,
+    /// Turns that a captured frame of a port that nobody has named yet has waited for.
+    puzzled: u32,
+    /// The port that the capture is, also once it has ended, and how it did.
+    capture_port: Port,
+    capture_ended: (u64, u64, u64, i32),
     nap: bool,
     news: Vec<News>,
     /// Services with datagrams for Python.
@@ -165,6 +173,9 @@ impl Shard {
             scratch: Inbox::new(crate::lane::FRAME_MOST + 8),
             bench: Bench::default(),
             capture: None,
+            puzzled: 0,
+            capture_port: NOBODY,
+            capture_ended: (0, 0, 0, 0),
             nap: false,
             news: Vec::new(),
             mail: Vec::new(),
@@ -253,16 +264,6 @@ impl Shard {
             carried.listed = true;
             self.readable.push(port);
         }
-    }
-
-    pub fn add_capture(&mut self, capture: Capture) {
-        self.capture = Some(capture);
-    }
-
-    pub fn capture_counts(&self) -> (u64, u64) {
-        let refused = |from| self.arena.control(from, self.me).producer_notes.refused.load(Ordering::Relaxed);
-        let lost = |capture: &Capture| ports::total((0..WORKERS as Worker).map(refused).chain([capture.lost]));
-        self.capture.as_ref().map_or((0, 0), |capture| (capture.written, lost(capture)))
     }
 
     fn add(&mut self, port: Port, engine: Engine, lent: bool) -> io::Result<()> {
@@ -392,6 +393,7 @@ impl Shard {
         busy |= self.read_ports();
         busy |= self.release_due();
         self.flush();
+        self.flush_capture(busy);
         // What was written out has made room: a port that waited for it is read at once, and not after a nap.
         self.review_held();
         busy | !self.readable.is_empty()
@@ -404,7 +406,10 @@ impl Shard {
         }
         let sleeping = &self.arena.worker(self.me).sleeping;
         let mut timeout_ms = 0;
-        if !busy {
+        if !busy && self.capture.as_mut().is_some_and(Capture::was_busy) {
+            // It dozes while frames come: nobody shall have to ring for each of them.
+            timeout_ms = left.map_or(NAP_MS, |left| (left.as_millis() as i32).min(NAP_MS));
+        } else if !busy {
             sleeping.announce();
             if !self.has_mail() && !self.has_room() {
                 timeout_ms = left.map_or(-1, |left| left.as_millis().min(i32::MAX as u128) as i32 + 1);
@@ -480,19 +485,6 @@ impl Shard {
             self.ports[usize::from(port)] = Some(carried);
         }
         self.publish();
-        self.flush_capture();
-    }
-
-    fn flush_capture(&mut self) {
-        let Some(capture) = &mut self.capture else { return };
-        match capture.flush() {
-            Ok(true) => {}
-            Ok(false) => self.nap = true,
-            Err(error) => {
-                self.news.push(News::Ended(0, error.raw_os_error().unwrap_or(libc::EIO)));
-                self.capture = None;
-            }
-        }
     }
 
     fn want_writable(&mut self, carried: &mut Carried, wanted: bool) {

@@ -291,6 +291,7 @@ fn configure(arena: &Arena, port: Port, worker: Worker) {
         behind: 0,
         shards: 0,
         share: 0,
+        capture: false,
         out: Default::default(),
         inward: Default::default(),
     };

@@ -85,6 +85,7 @@ impl Lab {
             behind: 0,
             shards: 0,
             share: 0,
+            capture: false,
             out: Default::default(),
             inward: Default::default(),
         };

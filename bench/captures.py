@@ -1,0 +1,91 @@
+"""Row capture: what a [pcap NAME] costs the port that it captures, between two TAPs at full load.
+
+In each round everything is measured in turn in one lab, with no capture first and again last: bulk by iperf3, whose frames are
+super-frames, and as many small frames as can be sent. The files are on a tmpfs and change at 64 MB, two of them kept. Beside the speed:
+how much of what passed is in the files, and how many frames are neither there nor counted as lost, of which there may be none.
+"""
+
+import json
+import time
+from typing import Any
+
+from bench import corner, lab, pair, peers
+from bench.samples import Round
+
+CAPTURES = {
+    "no capture": None,
+    "whole frames": "",
+    "maxlen 128": "maxlen = 128\n",
+    "whole, pcap": "format = pcap\n",
+}
+SETTLE_S = 5.0
+
+
+def measure(turn: Round) -> None:
+    """One round: each capture comes, has its turn with both loads, and goes."""
+    with turn.attempt("capture"), corner.Corner("capture") as place:
+        running = lab.Lab(place, peers.taps(place))
+        running.start()
+        pair.answering(place)
+        names = list(CAPTURES)
+        first = turn.number % len(names)
+        for name in [*names[first:], *names[:first]]:
+            load(place, running, name, turn)
+
+
+def load(place: corner.Corner, running: lab.Lab, name: str, turn: Round) -> None:
+    """Both loads, captured or not."""
+    given = CAPTURES[name]
+    for row, what in (("capture tcp", pair.tcp), ("capture udp", pair.udp64)):
+        if given is not None:
+            section = f"[pcap cap]\nfile = {place.path}/cap.pcapng\nfilesize = 64M\nfiles = 2\nnetdev = left\n{given}"
+            shardnet(running, "port", "add", section)
+        before = passed(running)
+        if what is pair.tcp:
+            turn.add(row, name, tcp(place, turn.seconds))
+        else:
+            delivered, _, seconds = pair.flood(place, "a", "b", peers.RIGHT, turn.seconds)
+            turn.add(row, name, delivered / seconds / 1e3)
+        if given is not None:
+            counters = settled(running)
+            frames = passed(running) - before
+            turn.add(f"{row} kept", name, 100 * counters["tx_frames"] / frames)
+            turn.add("capture uncounted", name, frames - counters["tx_frames"] - counters["tx_drops"])
+            shardnet(running, "port", "remove", "cap")
+
+
+def tcp(place: corner.Corner, seconds: float) -> float:
+    server = place.client("b", "iperf3", "--server", "--one-off", "--forceflush")
+    corner.said(server, "listening")
+    report = place.run("a", "iperf3", "--client", peers.RIGHT, "--time", max(1, round(seconds)), "--json")
+    server.communicate()
+    return float(json.loads(report)["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+def shardnet(running: lab.Lab, *words: str) -> None:
+    environment = [f"{key}={value}" for key, value in running.environment.items()]
+    corner.run("env", *environment, lab.command(), *words)
+
+
+def port(running: lab.Lab, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in running.status()["ports"] if one["name"] == name)["counters"]
+    return found
+
+
+def passed(running: lab.Lab) -> int:
+    """Frames that have passed the port that is captured, both ways."""
+    counters = port(running, "left")
+    return int(counters["forwarded"] + counters["filtered"] + counters["tx_frames"])
+
+
+def settled(running: lab.Lab) -> dict[str, int]:
+    """The capture's counters once everything is written: they stand still."""
+    until, last = time.monotonic() + SETTLE_S, None
+    while True:
+        now = port(running, "cap")
+        if now == last and not now["queued"]:
+            return now
+        if time.monotonic() > until:
+            raise corner.Failed("the capture does not settle")
+        last = now
+        time.sleep(0.05)
