@@ -44,7 +44,7 @@ def fields(file):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "replay: missing"),
+        ({}, "file: a file to write, or one to replay: one of the two"),
         (
             {"replay": "x", "speed": "fast"},
             "speed = fast: neither original nor full nor a factor (2x) nor a rate (1000/s)",
