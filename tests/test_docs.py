@@ -17,10 +17,15 @@ PAGES = {page.name: page.read_text() for page in sorted((ROOT / "docs").glob("*.
 LABS = {file.name: file.read_text() for file in test_conf.FILES}  # each of them is started there
 PROMPT = re.compile(r"^(?:By hand, as root|And [^\n]*):\n\n((?:    .*\n)+)", re.M)
 BLOCKS = {name: "".join(PROMPT.findall(text)) for name, text in PAGES.items()}
+# What a page leaves in /run and /tmp goes with it; the tree stays where it is, though that be below /tmp.
 OUTSIDE = """
 mount -t tmpfs tmpfs /run
+mkdir /run/netns /run/tree
+mount --rbind "$1" /run/tree
 mount -t tmpfs tmpfs /tmp
-mkdir /run/netns
+mkdir -p "$1"
+mount --rbind /run/tree "$1"
+cd "$1"
 ip link set lo up
 exec sh -exc "$0"
 """
@@ -57,8 +62,7 @@ def test_what_a_page_says_to_type_runs_as_it_stands(page):
     words = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     block = re.sub(r"^    ", "", BLOCKS[page], flags=re.M)
     ran = subprocess.run(
-        [*words, "sh", "-ec", OUTSIDE, block],
-        cwd=ROOT,
+        [*words, "sh", "-ec", OUTSIDE, block, ROOT],
         env={**os.environ, "PATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
