@@ -68,27 +68,28 @@ pub fn may_go(socket: &Socket) -> bool {
 }
 
 /// Read a connection whose socket is locked and in repair mode; `true` beside it: the far end has said its last.
+///
+/// What it has to send is read last, and that queue stays the chosen one: from then on the kernel's timers mark data as sent
+/// and send none. Otherwise the far end could acknowledge what the one who builds this anew has not sent, and would not be heard.
 pub fn read(socket: &Socket) -> io::Result<(Connection, bool)> {
+    socket.peek_from(0);
     for _ in 0..READINGS {
-        let before = sequence(socket, RECEIVE_QUEUE)?;
-        let found = read_once(socket)?;
+        let rcv_nxt = sequence(socket, RECEIVE_QUEUE)?;
+        let received = queue(socket, socket.count(libc::FIONREAD)?)?;
+        let known = state(socket).ok_or(io::ErrorKind::NotConnected)?;
         // A packet may have passed the filter just before that was there.
-        if sequence(socket, RECEIVE_QUEUE)? == before {
-            return Ok(found);
+        if sequence(socket, RECEIVE_QUEUE)? == rcv_nxt {
+            return read_sending(socket, rcv_nxt, received, known);
         }
     }
     Err(io::ErrorKind::TimedOut.into())
 }
 
-fn read_once(socket: &Socket) -> io::Result<(Connection, bool)> {
-    let (state, info) = state(socket).ok_or(io::ErrorKind::NotConnected)?;
+fn read_sending(socket: &Socket, rcv_nxt: u32, received: Vec<u8>, (state, info): (u8, [u8; 8])) -> io::Result<(Connection, bool)> {
     let (local, peer) = socket.local().zip(socket.peer()).ok_or(io::ErrorKind::NotConnected)?;
     let has_ended = matches!(state, CLOSE_WAIT | LAST_ACK | CLOSING);
     let own_end = matches!(state, FIN_WAIT1 | FIN_WAIT2 | LAST_ACK | CLOSING);
     let end_waits = own_end && state != FIN_WAIT2;
-    socket.peek_from(0);
-    let rcv_nxt = sequence(socket, RECEIVE_QUEUE)?;
-    let received = queue(socket, socket.count(libc::FIONREAD)?)?;
     let write_seq = sequence(socket, SEND_QUEUE)?;
     let waits = socket.count(libc::TIOCOUTQ)? - usize::from(end_waits);
     let mut sent = queue(socket, waits)?;
