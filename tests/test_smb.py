@@ -1,5 +1,6 @@
 """[smb NAME] and [user] smb = FOLDER: smbd behind them, asked by smbclient and by a Linux guest's kernel."""
 
+import concurrent.futures
 import hashlib
 import os
 import random
@@ -52,6 +53,16 @@ def test_a_missing_smbd_is_told_with_its_package(monkeypatch, tmp_path):
     monkeypatch.setattr(keeper, "PLACES", str(tmp_path))
     with pytest.raises(OSError, match=r"no such program \(Debian: apt-get install samba\): 'smbd'"):
         keeper.start("test", str(tmp_path), tmp_path)
+
+
+@pytest.mark.needs("root", "smbd")
+def test_keepers_that_start_at_once_leave_each_other_their_directories(tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(50):
+            lines = list(pool.map(lambda name: keeper.start(name, str(tmp_path), tmp_path), "abcdefgh"))
+            assert len(list(tmp_path.glob(f"{keeper.PREFIX}*"))) == 8
+            list(pool.map(keeper.end, lines))
+            assert not list(tmp_path.iterdir())
 
 
 class Running:

@@ -177,13 +177,19 @@ class _Keeper:
     def __init__(self, line: socket.socket, command: list[str]) -> None:
         self.line, self.command = line, command
         self.selector = selectors.DefaultSelector()
-        self.smbds: dict[int, subprocess.Popen[bytes]] = {}  # by the descriptor that tells of the end
+        self.smbds: dict[int, subprocess.Popen[bytes]] = {}  # by process id
+        self.bell, self.rope = socket.socketpair()  # rings when a child has ended
         self.running = True
 
     def run(self) -> None:
         _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # smbd leaves children behind
         self.line.setblocking(False)
         self.selector.register(self.line, selectors.EVENT_READ, lambda _: self._listen())
+        for side in (self.bell, self.rope):
+            side.setblocking(False)
+        signal.set_wakeup_fd(self.rope.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.selector.register(self.bell, selectors.EVENT_READ, lambda _: self._bury())
         try:
             while self.running:
                 for key, events in self.selector.select():
@@ -224,30 +230,24 @@ class _Keeper:
                     start_new_session=True,  # smbd ends all of its process group when it ends
                     preexec_fn=_follow(os.getpid()),  # noqa: PLW1509  this process has no threads
                 )
-                pidfd = os.pidfd_open(smbd.pid)
             except OSError:
                 guest.close()
                 ours.close()
                 return
-        self.smbds[pidfd] = smbd
-        self.selector.register(pidfd, selectors.EVENT_READ, lambda _: self._ended(pidfd))
+        self.smbds[smbd.pid] = smbd
         Carried(self.selector, guest, ours)
 
-    def _ended(self, pidfd: int) -> None:
-        self.selector.unregister(pidfd)
-        os.close(pidfd)
-        self.smbds.pop(pidfd).wait()
+    def _bury(self) -> None:
+        """Wait for whatever has ended: an smbd, or what one left behind and ends in its own time."""
+        with contextlib.suppress(BlockingIOError):
+            self.bell.recv(4096)
         with contextlib.suppress(ChildProcessError):
-            while self._reap():
-                pass
-
-    def _reap(self) -> bool:
-        """Bury one child that nobody waits for; False where the next one is an smbd, which says so itself."""
-        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if found is None or any(smbd.pid == found.si_pid for smbd in self.smbds.values()):
-            return False
-        os.waitpid(found.si_pid, 0)
-        return True
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if smbd := self.smbds.pop(pid, None):
+                    smbd.returncode = os.waitstatus_to_exitcode(status)
 
     def _end(self) -> None:
         for smbd in self.smbds.values():
@@ -381,9 +381,15 @@ def _stand_in() -> pwd.struct_passwd:
 
 def _directory(run_dir: Path) -> tuple[Path, int]:
     """A directory of smbd's own, locked for as long as this process lives."""
-    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=run_dir))  # mode 0700
-    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=run_dir))  # mode 0700
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.exists():
+                break
+            os.close(lock)
+        # another keeper, which starts too, took it for forsaken before it was locked
     if len(os.fsencode(path)) > PATH_MAX:
         shutil.rmtree(path)
         raise OSError(errno.ENAMETOOLONG, f"too long for smbd's sockets in it ({PATH_MAX} bytes)", str(path))
