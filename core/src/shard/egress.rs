@@ -2,13 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{BURST, Engine, Shard, bits};
+use super::carried::Engine;
+use super::forward::packet_len;
+use super::{BURST, Shard, bits};
 use crate::lane::{Entry, FORWARD, MIRROR_IN, MIRROR_OUT, TAGGED};
 use crate::port::{Piece, Refusal};
-use crate::ports::{Cause, Cell, Counter, NO_LINK, NOBODY, Port, Worker};
+use crate::ports::{self, Cause, Cell, Counter, NO_LINK, NOBODY, Port, Worker};
 use crate::switch;
-
-use super::ingress::packet_len;
 
 /// A tagged frame's Ethernet header.
 const TAGGED_LEAST: u32 = 18;
@@ -109,8 +109,29 @@ impl Shard {
         }
     }
 
-    /// Give a frame to the port's engine.
-    pub(super) fn egress(&mut self, to: Port, piece: &Piece) -> Result<(), Refusal> {
+    /// A frame is handed to a port that this worker can write to; what becomes of it is counted there.
+    pub(super) fn deliver(&mut self, to: Port, piece: &Piece) {
+        self.arena.cell(self.me, to).add(Counter::Offered, 1);
+        if self.view.ports[usize::from(to)].impaired_out {
+            return self.delay(to, ports::Way::Out, piece);
+        }
+        self.give(to, piece);
+    }
+
+    /// Give a frame that was counted as offered to the port's engine.
+    pub(super) fn give(&mut self, to: Port, piece: &Piece) {
+        if let Err(refusal) = self.egress(to, piece) {
+            let cause = match refusal {
+                Refusal::Drop(cause) => cause,
+                Refusal::Blocked => Cause::TxFull,
+                Refusal::Ended(_) => Cause::TxDown,
+                Refusal::HandOver(companion) => return self.gather(to, companion, piece),
+            };
+            self.arena.cell(self.me, to).drop(cause, 1);
+        }
+    }
+
+    fn egress(&mut self, to: Port, piece: &Piece) -> Result<(), Refusal> {
         let config = self.view.ports[usize::from(to)];
         if !config.up {
             return Err(Refusal::Drop(Cause::TxDown));

@@ -12,8 +12,9 @@
 
 use std::io;
 
+use super::carried::Carried;
 use super::ingress::Arrival;
-use super::{BURST, Carried, Shard, TIMER};
+use super::{BURST, Shard, TIMER};
 use crate::impair::{Line, Settings, Taken};
 use crate::lane::{FRAME_LEAST, FRAME_MOST, VNET_LEN};
 use crate::offload::{GSO_NONE, VnetHeader};

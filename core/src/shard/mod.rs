@@ -1,19 +1,25 @@
 //! The loop of a worker: it carries the frames of its ports until something needs Python.
 //!
 //! A turn of the loop goes the way of a frame: drain the lanes that come in (egress.rs), read the descriptors that are
-//! ready (ingress.rs), write out what engines have gathered, show other workers what was put into their lanes. A turn
-//! takes at most `BURST` frames from each source. Frames that are late on purpose come in between (impaired.rs); those of a capture go to its file (captured.rs). With nothing left to do the worker says that it sleeps, looks once
-//! more, and blocks in epoll; its doorbell is one of the descriptors there.
+//! ready (ingress.rs) and decide where their frames go (forward.rs), write out what engines have gathered, show other
+//! workers what was put into their lanes. A turn takes at most `BURST` frames from each source. Frames that are late on
+//! purpose come in between (impaired.rs). With nothing left to do the worker says that it sleeps, looks once more, and
+//! blocks in epoll; its doorbell is one of the descriptors there.
 //!
-//! Where there is no room somebody waits, or loses (pressure.rs).
+//! Where there is no room somebody waits, or loses (pressure.rs). What a capture gets is copied by who has the frame
+//! (mirror.rs) and written by the capture's own worker (captured.rs). Ports come and go in roster.rs.
 
 mod captured;
+mod carried;
 mod egress;
+mod forward;
 mod handover;
 mod impaired;
 mod ingress;
+mod mirror;
 mod packet;
 mod pressure;
+mod roster;
 mod vhost;
 
 use std::io;
@@ -23,12 +29,13 @@ use std::time::{Duration, Instant};
 
 use crate::arena::{Arena, PORTS, SWITCHES, WORKERS};
 use crate::lane::{Consumer, Producer};
-use crate::port::{Bench, Capture, Dgram, Flush, Inbox, Link, Packet, Stream, Tap, Vhost};
+use crate::port::{Bench, Capture, Flush, Inbox};
 use crate::ports::{Cause, Counter, NOBODY, Port, Vlan, Worker};
 use crate::switch::View;
 use crate::sys::{self, Epoll, Ready};
 use crate::table::{Clock, Key};
 use crate::user::{Answer, Network};
+use carried::{Carried, Engine};
 use handover::Handed;
 use impaired::Lines;
 
@@ -49,51 +56,6 @@ pub enum News {
     Stopped(Port, i32),
     /// The file of the capture that is this port has had its end: it waits for the next one.
     Full(Port),
-}
-
-enum Engine {
-    Tap(Tap),
-    Stream(Box<Stream>),
-    Dgram(Box<Dgram>),
-    User(Box<Network>),
-    Vhost(Box<Vhost>),
-    Link(Link),
-    Packet(Packet),
-}
-
-/// Where a port's last frame went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Lane(Worker),
-    Port(Port),
-}
-
-/// A port as the loop knows it.
-struct Carried {
-    port: Port,
-    engine: Engine,
-    /// Somebody else's, to whose descriptor we may write.
-    lent: bool,
-    /// In the list of ports to read.
-    listed: bool,
-    /// In the list of ports to flush.
-    dirty: bool,
-    waits_writable: bool,
-    held_since_ns: Option<u64>,
-    way: Option<Way>,
-    /// A bit a frame: did it go the way of the one before? The newest is the lowest.
-    history: u64,
-    /// The port that the last frame was for, and the same for it.
-    aim: Port,
-    aimed: u64,
-    /// New addresses that may still be learnt this second.
-    novelty: Novelty,
-}
-
-#[derive(Default)]
-struct Novelty {
-    second: u32,
-    left: u32,
 }
 
 const BELL: u64 = 1 << 32;
@@ -137,17 +99,6 @@ pub struct Shard {
 
 impl Shard {
     /// The loop of worker `me`; `bells` are the doorbells of all workers, and stay the caller's.
-    /// The port behind which a station was last heard that speaks to `port`: on its switch, in its VLAN.
-    pub fn heard(&self, port: Port, mac: u64) -> Option<Port> {
-        let record = self.arena.port(port);
-        let vlan = match record.vlan() {
-            Vlan::Plain => 0,
-            Vlan::Access(vid) | Vlan::Trunk { native: vid } => vid,
-        };
-        let switch = record.switch.load(Ordering::Relaxed) as usize & (SWITCHES - 1);
-        self.arena.table(switch).find(Key::new(mac, vlan), self.clock(switch))
-    }
-
     pub fn new(arena: &'static Arena, me: Worker, bells: Vec<RawFd>) -> io::Result<Shard> {
         if usize::from(me) >= bells.len() || bells.len() > WORKERS {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a doorbell for each worker, this one among them"));
@@ -185,44 +136,15 @@ impl Shard {
         })
     }
 
-    pub fn add_tap(&mut self, port: Port, queues: Vec<RawFd>) -> io::Result<()> {
-        self.add(port, Engine::Tap(Tap::new(queues)), false)
-    }
-
-    /// Write to another worker's TAP or packet socket ourselves, while nothing of ours waits in the lane to that worker.
-    pub fn lend(&mut self, port: Port, queue: RawFd) -> io::Result<()> {
-        if self.ports.get(usize::from(port)).is_some_and(|there| there.as_ref().is_some_and(|there| there.lent)) {
-            self.remove(port);
-        }
-        let engine = match sys::socket_type(queue) {
-            Some(_) => Engine::Packet(Packet::lent(queue)),
-            None => Engine::Tap(Tap::new(vec![queue])),
+    /// The port behind which a station was last heard that speaks to `port`: on its switch, in its VLAN.
+    pub fn heard(&self, port: Port, mac: u64) -> Option<Port> {
+        let record = self.arena.port(port);
+        let vlan = match record.vlan() {
+            Vlan::Plain => 0,
+            Vlan::Access(vid) | Vlan::Trunk { native: vid } => vid,
         };
-        self.add(port, engine, true)
-    }
-
-    pub fn add_stream(&mut self, port: Port, stream: Stream) -> io::Result<()> {
-        self.add(port, Engine::Stream(Box::new(stream)), false)
-    }
-
-    pub fn add_dgram(&mut self, port: Port, dgram: Dgram) -> io::Result<()> {
-        self.add(port, Engine::Dgram(Box::new(dgram)), false)
-    }
-
-    pub fn add_user(&mut self, port: Port, network: Network) -> io::Result<()> {
-        self.add(port, Engine::User(Box::new(network)), false)?;
-        self.list(port);
-        Ok(())
-    }
-
-    /// One end of a link, whose other end is the port `peer`.
-    pub fn add_link(&mut self, port: Port, peer: Port) -> io::Result<()> {
-        if port == peer || usize::from(peer) >= PORTS {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such port at the other end"));
-        }
-        self.add(port, Engine::Link(Link::new(peer)), false)?;
-        self.list(port); // the other end may have something for it already
-        Ok(())
+        let switch = record.switch.load(Ordering::Relaxed) as usize & (SWITCHES - 1);
+        self.arena.table(switch).find(Key::new(mac, vlan), self.clock(switch))
     }
 
     /// The network that the port is, for a service to take datagrams from it.
@@ -264,88 +186,6 @@ impl Shard {
             carried.listed = true;
             self.readable.push(port);
         }
-    }
-
-    fn add(&mut self, port: Port, engine: Engine, lent: bool) -> io::Result<()> {
-        if port == 0 || usize::from(port) >= PORTS {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such port"));
-        }
-        match &self.ports[usize::from(port)] {
-            Some(there) if there.lent && !lent => self.remove(port), // it was another worker's, and is ours now
-            Some(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the port is carried already")),
-            None => {}
-        }
-        let carried = Carried {
-            port,
-            engine,
-            lent,
-            listed: false,
-            dirty: false,
-            waits_writable: false,
-            held_since_ns: None,
-            way: None,
-            history: 0,
-            aim: NOBODY,
-            aimed: 0,
-            novelty: Novelty::default(),
-        };
-        if !lent {
-            if !matches!(carried.engine, Engine::User(_) | Engine::Vhost(_)) {
-                for fd in carried.descriptors() {
-                    sys::nonblocking(fd)?;
-                }
-            }
-            self.listen(&carried)?;
-            self.own.push(port);
-        }
-        self.ports[usize::from(port)] = Some(Box::new(carried));
-        Ok(())
-    }
-
-    fn listen(&self, carried: &Carried) -> io::Result<()> {
-        let mut added: Vec<RawFd> = Vec::new();
-        for fd in carried.readers() {
-            if let Err(error) = self.epoll.add(fd, carried.read_events(), PORT | u64::from(carried.port)) {
-                added.into_iter().for_each(|fd| self.epoll.remove(fd));
-                return Err(error);
-            }
-            added.push(fd);
-        }
-        Ok(())
-    }
-
-    /// Let go of a port. Frames that wait in front of its descriptor are dropped.
-    pub fn remove(&mut self, port: Port) {
-        if let Some(carried) = self.ports.get_mut(usize::from(port)).and_then(Option::take) {
-            self.let_go(&carried);
-        }
-    }
-
-    fn let_go(&mut self, carried: &Carried) {
-        if carried.lent {
-            return;
-        }
-        for fd in carried.descriptors() {
-            self.epoll.remove(fd);
-        }
-        let cell = self.arena.cell(self.me, carried.port);
-        cell.drop(Cause::Down, carried.pending() as u64);
-        cell.drop(Cause::TxDown, carried.queued() as u64);
-        self.tell(carried.port, false);
-        self.clear_lines(carried);
-        let other = |&port: &Port| port != carried.port;
-        self.own.retain(other);
-        self.readable.retain(other);
-        self.dirty.retain(other);
-        self.held.retain(other);
-    }
-
-    /// A port's descriptor is done with.
-    fn end(&mut self, carried: Box<Carried>, errno: i32) {
-        if !carried.lent {
-            self.news.push(News::Ended(carried.port, errno));
-        }
-        self.let_go(&carried);
     }
 
     pub fn watch(&mut self, fd: RawFd) -> io::Result<()> {
@@ -547,79 +387,6 @@ impl Shard {
 
     fn clock(&self, switch: usize) -> Clock {
         Clock { now_s: self.now_s, age_s: self.view.domains[switch].age_s }
-    }
-}
-
-impl Carried {
-    fn readers(&self) -> impl Iterator<Item = RawFd> + '_ {
-        let (many, kicks, one) = match &self.engine {
-            Engine::Tap(tap) => (tap.queues.as_slice(), None, None),
-            Engine::Stream(stream) => (&[][..], None, Some(stream.read_fd)),
-            Engine::Dgram(dgram) => (&[][..], None, Some(dgram.fd)),
-            Engine::User(network) => (&[][..], None, Some(network.epoll_fd())),
-            Engine::Vhost(device) => (&[][..], Some(device.kicks()), None),
-            Engine::Link(_) => (&[][..], None, None),
-            Engine::Packet(packet) => (&[][..], None, Some(packet.fd)),
-        };
-        many.iter().copied().chain(kicks.into_iter().flatten()).chain(one)
-    }
-
-    /// How the descriptors are waited for: a guest's bells by their edge, so that nobody has to set them back.
-    fn read_events(&self) -> u32 {
-        match self.engine {
-            Engine::Vhost(_) => (libc::EPOLLIN | libc::EPOLLET) as u32,
-            _ => libc::EPOLLIN as u32,
-        }
-    }
-
-    /// The descriptor that may have to be waited for before it can be written.
-    fn writer(&self) -> Option<RawFd> {
-        match &self.engine {
-            Engine::Tap(_) | Engine::User(_) | Engine::Vhost(_) | Engine::Link(_) | Engine::Packet(_) => None,
-            Engine::Stream(stream) => Some(stream.write_fd),
-            Engine::Dgram(dgram) => Some(dgram.send_fd()),
-        }
-    }
-
-    fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
-        self.readers().chain(self.writer())
-    }
-
-    fn queued(&self) -> usize {
-        match &self.engine {
-            Engine::Tap(_) | Engine::User(_) | Engine::Packet(_) => 0,
-            Engine::Stream(stream) => stream.queued(),
-            Engine::Dgram(dgram) => dgram.queued(),
-            Engine::Vhost(device) => device.queued(),
-            Engine::Link(link) => link.queued(),
-        }
-    }
-
-    /// Frames that came in and have met no fate.
-    fn pending(&self) -> usize {
-        match &self.engine {
-            Engine::Dgram(dgram) => dgram.pending(),
-            Engine::Tap(_) | Engine::Stream(_) | Engine::User(_) | Engine::Vhost(_) | Engine::Link(_) | Engine::Packet(_) => 0,
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        match &self.engine {
-            Engine::Tap(_) | Engine::User(_) | Engine::Packet(_) => false,
-            Engine::Stream(stream) => stream.is_full(),
-            Engine::Dgram(dgram) => dgram.is_full(),
-            Engine::Vhost(device) => device.is_full(),
-            Engine::Link(link) => link.is_full(),
-        }
-    }
-
-    fn flush(&mut self, cell: &crate::ports::Cell) -> Flush {
-        match &mut self.engine {
-            Engine::Tap(_) | Engine::User(_) | Engine::Link(_) | Engine::Packet(_) => Flush::Idle,
-            Engine::Stream(stream) => stream.flush(cell),
-            Engine::Dgram(dgram) => dgram.flush(cell),
-            Engine::Vhost(device) => device.flush(cell),
-        }
     }
 }
 

@@ -3,8 +3,9 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
+use super::carried::{Carried, Engine};
 use super::ingress::{Arrival, Read};
-use super::{BURST, Carried, Engine, Shard};
+use super::{BURST, Shard};
 use crate::port::Packet;
 use crate::port::packet::Next;
 use crate::ports::{Cause, Counter, Port};

@@ -18,7 +18,8 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Carried, Engine, Shard, Way, bits};
+use super::carried::{Carried, Engine, Way};
+use super::{Shard, bits};
 use crate::ports::{NOBODY, Port};
 use crate::sys;
 

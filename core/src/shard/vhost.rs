@@ -2,8 +2,9 @@
 
 use std::io;
 
+use super::carried::{Carried, Engine};
 use super::ingress::{Arrival, Read};
-use super::{BURST, Carried, Engine, News, Shard};
+use super::{BURST, News, Shard};
 use crate::port::Vhost;
 use crate::port::vhost::Received;
 use crate::ports::{Counter, Port};
