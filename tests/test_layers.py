@@ -23,7 +23,7 @@ LAYERS = [
     r"workers(\..*)?|services(\..*)?|plugged",
     r"connection|datagrams|answers|vhost|moving",
     r"line|manual",
-    r"shardnet|ini|switch|kinds|timers|links|carrier|masters|addresses|forwards|nets|migration|serving|statedir|(dhcp|dns)(\..*)?",
+    r"shardnet|ini|switch|kinds|timers|links|carrier|masters|addresses|forwards|nets|migration|serving|statedir|(dhcp|dns|user)(\..*)?",
     r"control",
     r"tftp(\..*)?|smb(\..*)?",
     r"options|rundir|title|capturefile|rotation",
