@@ -5,6 +5,7 @@ way is long (net.ipv4.tcp_rmem and tcp_wmem of both ends at 256 MB): what a line
 TCP has to open its window, and what losses leave of it differs from second to second.
 """
 
+import abc
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -17,9 +18,9 @@ LONGER = 6  # times a usual measurement
 
 
 class Line(peers.TapPeer):
+    @abc.abstractmethod
     def lay(self, place: corner.Corner, delay_ms: int, loss_percent: int) -> None:
         """Both ends, as `start` leaves them."""
-        raise NotImplementedError
 
 
 class Delayer(Line):

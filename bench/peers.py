@@ -5,6 +5,7 @@ that carries frames with `corner.daemon`, so that its CPU time counts. `start` o
 to. Tearing down is the corner's business. `needs` are the commands that must be there, with Debian's package for each.
 """
 
+import abc
 import functools
 import shutil
 import sys
@@ -29,14 +30,14 @@ class Peer:
         return f"not installed: {' '.join(absent)} (tools/setup bench, or apt-get install)" if absent else None
 
 
-class TapPeer(Peer):
-    def start(self, place: corner.Corner) -> None:
-        raise NotImplementedError
+class TapPeer(Peer, abc.ABC):
+    @abc.abstractmethod
+    def start(self, place: corner.Corner) -> None: ...
 
 
-class StreamPeer(Peer):
-    def start(self, place: corner.Corner) -> tuple[str, str]:
-        raise NotImplementedError
+class StreamPeer(Peer, abc.ABC):
+    @abc.abstractmethod
+    def start(self, place: corner.Corner) -> tuple[str, str]: ...
 
 
 def hand_over(place: corner.Corner, interface: str, side: str, address: str) -> None:

@@ -4,6 +4,7 @@ The two hosts are the namespaces `s` and `t`, a veth pair between them, as long 
 that 1500 is left for the guests, whatever the header). The guests are `a` and `b`.
 """
 
+import abc
 import contextlib
 from collections.abc import Sequence
 from typing import ClassVar
@@ -29,9 +30,9 @@ class TunnelPeer(peers.TapPeer):
         for near, side, guest, address in (0, "s", "a", peers.LEFT), (1, "t", "b", peers.RIGHT):
             self.end(place, near, side, guest, address)
 
+    @abc.abstractmethod
     def end(self, place: corner.Corner, near: int, side: str, guest: str, address: str) -> None:
         """The tunnel's end at host `side` and the guest behind it."""
-        raise NotImplementedError
 
 
 def kernels(place: corner.Corner, near: int, side: str, guest: str, address: str) -> None:

@@ -5,6 +5,7 @@ address, HOST. Data to the guest goes the same way, asked for by the guest (iper
 they take turns. Row user-stream has a TAP of tapstream's before a stream port in QEMU's framing, in place of a TAP of the network.
 """
 
+import abc
 import contextlib
 import json
 import subprocess
@@ -24,12 +25,12 @@ OPEN_S = 4.0
 SMALL_S = 1.0
 
 
-class UserPeer(peers.Peer):
+class UserPeer(peers.Peer, abc.ABC):
     mtus: ClassVar[tuple[int, ...]] = (SMALL, LARGE)
 
+    @abc.abstractmethod
     def start(self, place: corner.Corner, mtu: int) -> None:
         """Leave an interface `e` with GUEST in namespace `a`, of this mtu."""
-        raise NotImplementedError
 
 
 def hand_over(place: corner.Corner, interface: str | None, mtu: int) -> None:
@@ -139,10 +140,10 @@ def hub(*nets: str) -> list[str]:
     return [word for words in joined for word in words]
 
 
-class UserStream(peers.Peer):
+class UserStream(peers.Peer, abc.ABC):
+    @abc.abstractmethod
     def start(self, place: corner.Corner) -> str:
         """Return the path of the socket for the guest."""
-        raise NotImplementedError
 
 
 class ShardnetStream2(UserStream):

@@ -1,5 +1,6 @@
 """Row vhost: frames a second between two virtio-net cards whose rings vhostgen drives, through shardnet and through DPDK's testpmd."""
 
+import abc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -10,12 +11,12 @@ from bench.samples import Round
 SIZES = (64, 1514, 65_000)
 
 
-class VhostPeer(peers.Peer):
+class VhostPeer(peers.Peer, abc.ABC):
     longest: ClassVar[int] = 65_000
 
+    @abc.abstractmethod
     def start(self, place: corner.Corner) -> tuple[str, str]:
         """Returns the two sockets."""
-        raise NotImplementedError
 
 
 class Testpmd(VhostPeer):

@@ -13,6 +13,7 @@ A TCP peer that vanished without a word is looked for here. Keep-alive finds it 
 the kernel repeats itself for a quarter of an hour, and its TCP_USER_TIMEOUT would also hang up on a guest that was only paused.
 """
 
+import abc
 import errno
 import os
 import select
@@ -37,7 +38,7 @@ REPEATS_MAX = 7  # unanswered segments or window probes in a row; 0.2 s doubled 
 UCRED = struct.Struct("3i")  # pid, uid, gid; SO_PEERCRED, unix(7)
 
 
-class Connection:
+class Connection(abc.ABC):
     """What Server and Client have in common: the far end that there is now, if any."""
 
     def __init__(
@@ -56,9 +57,9 @@ class Connection:
         self.peer: socket.socket | None = None
         self.timer: int | None = None
 
+    @abc.abstractmethod
     def ended(self, error: int) -> None:
         """The far end left, or the engine gave it up."""
-        raise NotImplementedError
 
     def _take(self, peer: socket.socket, who: object) -> None:
         self.peer = peer

@@ -3,6 +3,7 @@
 An end makes its own section of the lab file. It sends what the kernel takes at once, receives what is there, and counts both.
 """
 
+import abc
 import contextlib
 import os
 import socket
@@ -30,7 +31,7 @@ def number(found: bytes) -> int | None:
     return int.from_bytes(found[14:22], "big") if found[12:14] == b"\x88\xb5" else None
 
 
-class End:
+class End(abc.ABC):
     """What the three kinds have in common: a name, an address, a socket while it is attached."""
 
     kind = ""
@@ -45,20 +46,20 @@ class End:
         return f"[{self.kind} {self.name}]\n{self.keys}\n"
 
     @property
-    def keys(self) -> str:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def keys(self) -> str: ...
 
+    @abc.abstractmethod
     def attach(self, run_dir: Path) -> None:
         """Attach to the port, where we are not attached."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def send(self, one: bytes) -> bool:
         """Send a frame; False where the kernel takes no more for now, or nobody is there."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def frames(self) -> Iterator[bytes]:
         """What has come and not been seen yet."""
-        raise NotImplementedError
 
     def close(self) -> None:
         if self.socket is not None:
