@@ -17,10 +17,10 @@ WINDOW = 256 << 20
 LONGER = 6  # times a usual measurement
 
 
-class Line(peers.TapPeer):
+class Line(peers.Peer, abc.ABC):
     @abc.abstractmethod
     def lay(self, place: corner.Corner, delay_ms: int, loss_percent: int) -> None:
-        """Both ends, as `start` leaves them."""
+        """Lay a line between two namespaces, as a switch's `start` leaves them."""
 
 
 class Delayer(Line):

@@ -7,39 +7,12 @@ import subprocess
 
 import pytest
 
+import ways
 from desk import frame
 from shardnet import options
 from shardnet.workers import l2tpv3
 
 OURS, FAR = "127.0.0.1", "127.0.0.2"
-SESSION = {"txsession": "0x11223344", "rxsession": "0x55667788"}
-COOKIES = {"txcookie": "0x0a0b0c0d", "rxcookie": "0x01020304"}
-FORMS = {
-    "plain": {},
-    "counter": {"counter": "on"},
-    "pinned": {"counter": "on", "pincounter": "on"},
-    "cookie": COOKIES,
-    "cookie64": {**COOKIES, "cookie64": "on", "txcookie": "0x0a0b0c0d0e0f1011"},
-    "offset": {"offset": "8"},
-    "everything": {**COOKIES, "cookie64": "on", "counter": "on", "offset": "256"},
-}
-
-
-def free_ports():
-    with contextlib.ExitStack() as stack:
-        both = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2)]
-        for one in both:
-            one.bind(("127.0.0.1", 0))
-        return [str(one.getsockname()[1]) for one in both]
-
-
-def way(sort):
-    """Addresses and ports of a port over UDP or IP, of either family."""
-    given = {"src": "::1", "dst": "::1", "ipv6": "on"} if sort.endswith("6") else {"src": OURS, "dst": FAR}
-    if sort.startswith("udp"):
-        srcport, dstport = free_ports()
-        given |= {"udp": "on", "srcport": srcport, "dstport": dstport}
-    return given
 
 
 @pytest.mark.parametrize(
@@ -88,7 +61,7 @@ class Behind:
 @contextlib.contextmanager
 def qemu(netdev):
     """A QEMU without a machine, whose hub joins the tunnel and a UDP netdev; gives the socket and QEMU's address."""
-    behind, (port, _) = Behind(), free_ports()
+    behind, (port, _) = Behind(), ways.free_ports()
     words = [
         "qemu-system-x86_64", "-M", "none", "-display", "none", "-nodefaults", "-monitor", "none", "-serial", "none",
         "-netdev", netdev, "-netdev", "hubport,id=h0,hubid=0,netdev=net0",
@@ -107,10 +80,10 @@ def qemu(netdev):
 @pytest.mark.needs("root", "qemu-system-x86_64")
 @pytest.mark.parametrize(
     ("sort", "form"),
-    [("udp4", form) for form in FORMS] + [("udp6", "everything"), ("ip4", "plain"), ("ip4", "everything")],
+    [("udp4", form) for form in ways.FORMS] + [("udp6", "everything"), ("ip4", "plain"), ("ip4", "everything")],
 )
 def test_qemu_understands_each_form_of_the_header(desk, wire, sort, form):
-    given = {**way(sort), **SESSION, **FORMS[form]}
+    given = {**ways.way(sort), **ways.SESSION, **ways.FORMS[form]}
     place = desk.add(l2tpv3, **given)
     (_, netdev) = l2tpv3.qemu(options.read(l2tpv3, given), desk.run_dir, (7, 2))
     for _ in range(2):  # the second time it was restarted
@@ -139,7 +112,7 @@ def exchange(desk, wire, process, behind, address):
 
 
 def test_the_header_is_counted_and_its_offset_zero(desk, wire):
-    given = {**way("udp4"), **SESSION, **FORMS["everything"]}
+    given = {**ways.way("udp4"), **ways.SESSION, **ways.FORMS["everything"]}
     desk.add(l2tpv3, **given)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as far:
         far.bind((FAR, int(given["dstport"])))
@@ -156,7 +129,7 @@ def test_the_header_is_counted_and_its_offset_zero(desk, wire):
 
 
 def test_what_is_none_of_ours_is_dropped_with_its_cause(desk, wire):
-    given = {**way("udp4"), **SESSION, **COOKIES, "offset": "4"}
+    given = {**ways.way("udp4"), **ways.SESSION, **ways.COOKIES, "offset": "4"}
     place = desk.add(l2tpv3, **given)
     good = struct.pack("!III4x", 0x00030000, 0x55667788, 0x01020304)
     sent = [

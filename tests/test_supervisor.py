@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import deadline
 import shardnet
 from shardnet import control
 
@@ -97,10 +98,7 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 def until(true: Callable[[], object]) -> None:
     """Wait for something to become true; speed is measured in bench/, so there is time enough."""
-    deadline = time.monotonic() + LIMIT_S
-    while not true():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.002)
+    deadline.until(true, "what the line above asks for", within=LIMIT_S, every=0.002)
 
 
 def port(name: str) -> dict:
@@ -245,11 +243,15 @@ def test_kills_of_other_workers_cost_two_ports_no_frame(demo: Lab) -> None:
 def test_a_crash_loop_fails_its_port_alone_and_a_reset_heals_it(demo: Lab) -> None:
     demo.start().ready()
     other = worker("vm2")
-    while (told := port("vm1"))["state"] != "failed":
+
+    def is_failed() -> bool:
+        told = port("vm1")
         if told["pid"]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(told["pid"], signal.SIGKILL)
-        time.sleep(0.01)
+        return told["state"] == "failed"
+
+    until(is_failed)
     assert port("vm1")["detail"] == "its worker died 5 times in 10 s, the last time killed by SIGKILL"
     assert worker("vm2") == other
     with shardnet.connect("demo") as lab:

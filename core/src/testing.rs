@@ -6,7 +6,8 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::arena::Arena;
-use crate::ports::Worker;
+use crate::ports::{NOBODY, Vlan, Worker};
+use crate::repair::Policy;
 use crate::sys::{self, Epoll, Ready};
 use crate::user::config::{Config, Loopback, Subnet};
 
@@ -121,6 +122,26 @@ impl Drop for Child {
             self.signal(libc::SIGKILL);
             let _ = self.reap();
         }
+    }
+}
+
+/// A port that is up, on the first switch, with nothing special about it.
+pub fn plain(worker: Worker) -> Policy {
+    Policy {
+        worker,
+        switch: 0,
+        up: true,
+        vlan: Vlan::Plain,
+        trunk: Vec::new(),
+        isolated: false,
+        max_macs: 0,
+        mtu: 0,
+        behind: NOBODY,
+        shards: 0,
+        share: 0,
+        capture: false,
+        out: Default::default(),
+        inward: Default::default(),
     }
 }
 

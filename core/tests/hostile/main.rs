@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering;
 use _core::arena::{Arena, LANE_LEAST};
 use _core::index::{Bounds, Control, Head};
 use _core::lane::{self, CLAIM, Consumer, Label, Producer};
-use _core::ports::{Cause, Cell, Counter, Port, Vlan, Worker};
-use _core::repair::{self, Policy};
+use _core::ports::{Cause, Cell, Counter, Port, Worker};
+use _core::repair;
 use _core::sys::Mapping;
 use _core::table::{Clock, Heard, Key, SLOTS};
 use _core::testing::{self, Child};
@@ -279,21 +279,5 @@ fn region(arena: &Arena, name: &str) -> *mut u8 {
 }
 
 fn configure(arena: &Arena, port: Port, worker: Worker) {
-    let policy = Policy {
-        worker,
-        switch: 0,
-        up: true,
-        vlan: Vlan::Plain,
-        trunk: vec![],
-        isolated: false,
-        max_macs: 0,
-        mtu: 0,
-        behind: 0,
-        shards: 0,
-        share: 0,
-        capture: false,
-        out: Default::default(),
-        inward: Default::default(),
-    };
-    repair::configure_port(arena, port, &policy);
+    repair::configure_port(arena, port, &testing::plain(worker));
 }

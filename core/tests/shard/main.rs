@@ -73,22 +73,7 @@ impl Lab {
         let mut ends = [0; 2];
         // SAFETY: room for two descriptors.
         assert_eq!(unsafe { libc::socketpair(libc::AF_UNIX, kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()) }, 0);
-        let policy = Policy {
-            worker,
-            switch: 0,
-            up: true,
-            vlan: Vlan::Plain,
-            trunk: vec![],
-            isolated: false,
-            max_macs: 0,
-            mtu: 0,
-            behind: 0,
-            shards: 0,
-            share: 0,
-            capture: false,
-            out: Default::default(),
-            inward: Default::default(),
-        };
+        let policy = testing::plain(worker);
         self.plugs.push(Plug { wire, guest: ends[0], port: ends[1], worker, policy, rest: vec![], sent: 0, received: 0 });
         let port = self.plugs.len() as Port;
         self.change(port, change);
