@@ -6,7 +6,7 @@ use super::carried::{Carried, Engine, Way};
 use super::{BURST, Shard};
 use crate::lane::{CLAIM, HEADROOM, VNET_LEN};
 use crate::port::{Link, stream, tap};
-use crate::ports::{Cause, Counter, Worker};
+use crate::ports::{Cause, Counter, Port, Worker};
 
 /// A frame that came in and whose fate is open.
 #[derive(Clone, Copy)]
@@ -32,8 +32,19 @@ pub(super) enum Read {
 }
 
 impl Shard {
-    /// Read the ports that are ready; true where one has more.
+    /// Read the ports that are ready, then those that were given something meanwhile: an answer waits for no descriptor.
+    /// True where one has more.
     pub(super) fn read_ports(&mut self) -> bool {
+        let more = self.read_listed();
+        let still_more = self.read_listed();
+        self.readable.extend(more);
+        self.readable.extend(still_more);
+        !self.readable.is_empty()
+    }
+
+    /// Read the ports that are listed now: those that have more.
+    fn read_listed(&mut self) -> Vec<Port> {
+        let mut more = Vec::new();
         for port in std::mem::take(&mut self.readable) {
             let Some(mut carried) = self.ports[usize::from(port)].take() else { continue };
             carried.listed = false;
@@ -46,13 +57,13 @@ impl Shard {
                 Read::Held => self.hold(&mut carried),
                 Read::More => {
                     carried.listed = true;
-                    self.readable.push(port);
+                    more.push(port);
                 }
                 Read::Empty => {}
             }
             self.ports[usize::from(port)] = Some(carried);
         }
-        !self.readable.is_empty()
+        more
     }
 
     fn read_port(&mut self, carried: &mut Carried) -> Read {
