@@ -179,7 +179,12 @@ impl Shard {
             // SAFETY: `place` gives room for any frame, with its headroom, which nobody else uses.
             match unsafe { network.receive(at) } {
                 Ok(len) => self.settle(carried, Arrival { frame: at, len: len as usize, claimed }),
-                Err(_) => return Read::Empty,
+                Err(_) => {
+                    if network.has_chores() {
+                        self.chores.push(carried.port);
+                    }
+                    return Read::Empty;
+                }
             }
         }
         Read::More

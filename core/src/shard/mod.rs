@@ -81,6 +81,8 @@ pub struct Shard {
     readable: Vec<Port>,
     dirty: Vec<Port>,
     held: Vec<Port>,
+    /// User-mode networks with work that nobody waits for.
+    chores: Vec<Port>,
     scratch: Inbox,
     bench: Bench,
     capture: Option<Capture>,
@@ -121,6 +123,7 @@ impl Shard {
             readable: Vec::new(),
             dirty: Vec::new(),
             held: Vec::new(),
+            chores: Vec::new(),
             scratch: Inbox::new(crate::lane::FRAME_MOST + 8),
             bench: Bench::default(),
             capture: None,
@@ -234,6 +237,9 @@ impl Shard {
         busy |= self.release_due();
         self.flush();
         self.flush_capture(busy);
+        while let Some(port) = self.chores.pop() {
+            self.network(port).into_iter().for_each(Network::do_chores);
+        }
         // What was written out has made room: a port that waited for it is read at once, and not after a nap.
         self.review_held();
         busy | !self.readable.is_empty()

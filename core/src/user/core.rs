@@ -40,6 +40,8 @@ pub struct Core {
     /// Tokens of flows with something to say, each once.
     pub due: VecDeque<u64>,
     outbox: VecDeque<Box<[u8]>>,
+    /// Sockets of flows that are over, to be closed when nothing is left to be said: nobody waits for that.
+    pub finished: Vec<Socket>,
     pub neighbours: Neighbours,
     pub limits: Limits,
     secret: RandomState,
@@ -66,6 +68,7 @@ impl Core {
             skew_ms: 0,
             due: VecDeque::new(),
             outbox: VecDeque::new(),
+            finished: Vec::new(),
             neighbours: Neighbours::default(),
             limits: Limits::new(now_ms),
             secret: RandomState::new(),
@@ -122,7 +125,7 @@ impl Core {
 
     /// Have epoll say when the socket has room, now if it has.
     pub fn watch_room(&self, socket: &Socket, token: u64) {
-        let _ = self.epoll.change(socket.fd(), super::SOCKET_EVENTS, token);
+        let _ = self.epoll.change(socket.fd(), super::SOCKET_EVENTS | libc::EPOLLOUT as u32, token);
     }
 
     /// Write a small frame that goes before all else; `write` gets room for the longest one and returns its length.

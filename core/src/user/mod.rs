@@ -71,6 +71,7 @@ use ledger::{Ledger, Orphan};
 pub use migrate::Counts;
 pub use service::Answer;
 use shares::{Kind, Shares};
+use socket::Socket;
 use tcp::{State, Tcp, flag};
 use wire::{Mac, Room};
 
@@ -88,7 +89,7 @@ mod kind {
 }
 
 /// Edge-triggered: a flow whose guest has no window must not keep the loop awake.
-const SOCKET_EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
+const SOCKET_EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
 const EVENTS: usize = 64;
 /// How often the network advertises itself as a router unasked.
 const ADVERTISE_MS: u64 = 600_000; // RFC 4861, 6.2.1: MaxRtrAdvInterval
@@ -269,6 +270,16 @@ impl Network {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
         }
+    }
+
+    /// Is there work that nobody waits for?
+    pub fn has_chores(&self) -> bool {
+        !self.core.finished.is_empty()
+    }
+
+    /// At the end of a turn: close the sockets of flows that are over.
+    pub fn do_chores(&mut self) {
+        self.core.finished.drain(..).for_each(Socket::finish);
     }
 
     /// Have a flow write its next frame.

@@ -8,7 +8,7 @@ use super::icmp;
 use super::segment::Segment;
 use super::shares::Kind;
 use super::socket::{Name, Socket, bind_outbound};
-use super::tcp::Tcp;
+use super::tcp::{Tcp, flag};
 use super::wire::{Mac, Packet};
 use super::{Network, SOCKET_EVENTS, kind};
 
@@ -31,7 +31,8 @@ impl Network {
         };
         match made {
             Ok((socket, is_tcp, connected)) => {
-                let tcp = Tcp::from_guest(&self.core, &ends, socket, is_tcp, mac, syn);
+                let mut tcp = Tcp::from_guest(&self.core, &ends, socket, is_tcp, mac, syn);
+                tcp.flags |= if connected { 0 } else { flag::ROOMY };
                 if let Some(id) = self.add_tcp(ends, tcp)
                     && connected
                     && let Some((_, tcp)) = self.tcp.get_mut(id)
@@ -55,10 +56,12 @@ impl Network {
         let (_, tcp) = self.tcp.get_mut(id)?;
         self.shares.take(tcp.owner, Kind::Tcp);
         tcp.token = id.token(kind::TCP);
-        self.roused = true; // a connection within this host is there by now
         let socket = tcp.socket.as_ref()?;
         socket.end_by_reset();
-        if self.core.epoll.add(socket.fd(), SOCKET_EVENTS, tcp.token).is_err() {
+        // A connected socket has room at first, which is no news.
+        let room = if tcp.is(flag::ROOMY) { libc::EPOLLOUT as u32 } else { 0 };
+        self.roused |= room != 0; // a connection within this host was refused by now
+        if self.core.epoll.add(socket.fd(), SOCKET_EVENTS | room, tcp.token).is_err() {
             tcp.fail(&mut self.core);
         }
         Some(id)
@@ -101,10 +104,12 @@ impl Network {
     }
 }
 
+/// Begin a connection; is it there at once? The kernel says that it is under way even where both ends are on this host,
+/// and the other one has answered by then: so it is asked for the other end's name, which only a connected socket has.
 fn connect(socket: &Socket, name: &Name) -> io::Result<bool> {
     match socket.connect(name) {
         Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(name.is_loopback() && socket.peer().is_some()),
         Err(error) => Err(error),
     }
 }

@@ -1,7 +1,7 @@
 //! Sockets of the host, one a flow: the system calls that the user-mode network is made of.
 //!
 //! For seccomp: socket, bind, connect, listen (by Python), accept4, sendmsg, recvmsg, recvfrom, shutdown, getsockopt,
-//! setsockopt, getsockname, close, and for the network itself epoll_*.
+//! setsockopt, getsockname, getpeername, close, and for the network itself epoll_*.
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -59,6 +59,11 @@ impl Name {
         name.bytes[..2].copy_from_slice(&(family as u16).to_ne_bytes());
         name.bytes[2..4].copy_from_slice(&endpoint.port.to_be_bytes());
         name
+    }
+
+    /// An address of the host's own, of loopback.
+    pub fn is_loopback(&self) -> bool {
+        self.endpoint().is_some_and(|to| v4(to.ip).map_or(to.ip.is_loopback(), |ip| ip.is_loopback()))
     }
 
     pub fn family(&self) -> libc::c_int {

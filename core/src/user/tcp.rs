@@ -16,7 +16,8 @@
 //! until something is lost: then a window of half the flight, which grows by what is acknowledged.
 //!
 //! *Ends.* A FIN from the guest shuts the socket for writing once all before it was written; the end of the socket's data
-//! becomes a FIN once all before it was sent. Until both have come the socket has SO_LINGER 0, so that the far end sees a
+//! becomes a FIN once all before it was sent, on the last segment where epoll has told of the end before that was looked
+//! at. Until both have come the socket has SO_LINGER 0, so that the far end sees a
 //! reset when the guest resets the flow, is given up, or our process dies; an error of the socket becomes a RST. Blind RST and SYN are answered as RFC 5961 says.
 
 use super::Core;
@@ -100,6 +101,10 @@ pub mod flag {
     pub const BEHIND: u32 = 1 << 21;
     /// The kernel watches whether the far end is still there.
     pub const WATCHED: u32 = 1 << 22;
+    /// The far end's FIN came, so that all it will ever send lies in the socket, without urgent data in between.
+    pub const COMPLETE: u32 = 1 << 26;
+    /// epoll was asked to say when the socket has room.
+    pub const ROOMY: u32 = 1 << 27;
 }
 
 pub struct Tcp {
@@ -275,7 +280,7 @@ impl Tcp {
     pub fn event(&mut self, core: &mut Core, ends: &Ends, events: u32) {
         let (failed, writable) = (events & libc::EPOLLERR as u32 != 0, events & libc::EPOLLOUT as u32 != 0);
         if self.state == State::Connecting {
-            let errno = self.socket.as_ref().map_or(0, Socket::error);
+            let errno = if failed { self.socket.as_ref().map_or(0, Socket::error) } else { 0 };
             if errno == libc::ECONNRESET {
                 self.socket = None; // it was connected, and reset before we looked: so the guest shall see it
                 return self.connected(core);
@@ -291,8 +296,12 @@ impl Tcp {
         if failed && self.is(flag::FIN_SENT) && self.socket.as_ref().is_some_and(|socket| socket.error() != 0) {
             return self.fail(core); // the data has had its end, and shows no error any more
         }
-        if events & (libc::EPOLLPRI | libc::EPOLLRDHUP | libc::EPOLLHUP) as u32 != 0 || failed {
+        let ends = events & (libc::EPOLLPRI | libc::EPOLLRDHUP | libc::EPOLLHUP) as u32;
+        if ends != 0 || failed {
             self.flags |= flag::BEHIND;
+        }
+        if ends == libc::EPOLLRDHUP as u32 && !failed && self.is_tcp {
+            self.flags |= flag::COMPLETE;
         }
         if events & libc::EPOLLIN as u32 != 0 || self.is(flag::BEHIND) {
             self.say(core, flag::READABLE);
@@ -514,11 +523,9 @@ impl Tcp {
     }
 
     /// Both ends are done?
-    pub fn maybe_over(&mut self, core: &Core) {
+    pub fn maybe_over(&mut self, core: &mut Core) {
         if self.state == State::Open && self.is(flag::SHUT) && self.is(flag::FIN_ACKED) {
-            if let Some(socket) = self.socket.take() {
-                socket.finish();
-            }
+            core.finished.extend(self.socket.take());
             self.state = State::Resting;
             self.since_ms = core.now_ms;
         }

@@ -97,9 +97,20 @@ impl Tcp {
         self.flags |= flag::WROTE;
     }
 
+    /// Have epoll say from now on when the socket has room: few flows ever fill theirs.
+    fn ask_for_room(&mut self, core: &Core) {
+        if let Some(socket) = &self.socket
+            && !self.is(flag::ROOMY)
+        {
+            self.flags |= flag::ROOMY;
+            core.watch_room(socket, self.token);
+        }
+    }
+
     /// Write what is in order and waits; then the guest's end.
     pub fn drain(&mut self, core: &mut Core) {
         while self.pending > 0 {
+            self.ask_for_room(core);
             self.hurry();
             let oldest = self.rcv_nxt.wrapping_sub(self.pending).wrapping_sub(u32::from(self.is(flag::GUEST_FIN)));
             let (Some(socket), Some(bytes)) = (&self.socket, self.held.first(oldest)) else { return };

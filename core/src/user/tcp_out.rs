@@ -278,20 +278,31 @@ impl Tcp {
                 return None;
             }
         };
-        let fields = Fields { seq: before, ack: self.rcv_nxt, flags: ACK | PSH, window: self.window(core) };
-        self.snd_nxt = before.wrapping_add(len as u32);
+        // What was complete before it was looked at, and was less than there was room for, is the last: its end goes with it.
+        let is_last = self.is(flag::COMPLETE) && len < want && len <= self.mss.into();
+        if is_last {
+            self.ended();
+        }
+        let end = if is_last { FIN } else { 0 };
+        let fields = Fields { seq: before, ack: self.rcv_nxt, flags: ACK | PSH | end, window: self.window(core) };
+        self.snd_nxt = before.wrapping_add(len as u32 + u32::from(is_last));
         self.flags &= !flag::STALLED;
         self.said_ack();
         self.sent(core, before);
         Some(self.payload(ends, core, room, &fields, len))
     }
 
-    /// The socket's data is at its end, and all of it was sent.
-    fn fin(&mut self, core: &mut Core, ends: &Ends, room: &mut Room) -> usize {
+    /// The socket's data is at its end, and the guest is told so now.
+    fn ended(&mut self) {
         self.flags = (self.flags | flag::FIN_SENT) & !(flag::READABLE | flag::STALLED);
         if self.is(flag::GUEST_FIN) {
             self.flags |= flag::KNOWN;
         }
+    }
+
+    /// All of the socket's data was sent: what remains is its end.
+    fn fin(&mut self, core: &mut Core, ends: &Ends, room: &mut Room) -> usize {
+        self.ended();
         let before = self.snd_nxt;
         let fields = Fields { seq: before, ack: self.rcv_nxt, flags: ACK | FIN, window: self.window(core) };
         self.snd_nxt = before.wrapping_add(1);
@@ -356,7 +367,7 @@ impl Tcp {
             let left = self.rcv_edge.wrapping_sub(self.rcv_nxt);
             self.ample = if (window as usize) < size / 2 { u32::MAX } else { left / 4 * 3 };
             if (window as usize) < (size / 5).min(65_535 << scale) && !self.is(flag::LOW) {
-                self.flags |= flag::LOW;
+                self.flags |= flag::LOW | flag::ROOMY;
                 core.watch_room(socket, self.token);
             }
         }

@@ -49,6 +49,21 @@ fn a_lost_fin_is_said_again() {
 }
 
 #[test]
+fn the_end_goes_with_the_last_data_and_both_are_said_again_when_lost() {
+    let mut exchange = exchange();
+    let mut far = exchange.opens();
+    far.write_all(b"last words").unwrap();
+    drop(far);
+    let seen = exchange.hears_data();
+    assert_eq!((seen.data.as_slice(), seen.flags & FIN), (&b"last words"[..], FIN));
+    let (_, again) = exchange.waits();
+    assert_eq!((again.seq, again.data.as_slice(), again.flags & FIN), (seen.seq, &b"last words"[..], FIN));
+    exchange.takes(&seen);
+    exchange.say(FIN | ACK, &[]);
+    assert_eq!(exchange.hears().ack, exchange.seq.wrapping_add(1));
+}
+
+#[test]
 fn each_half_is_closed_alone() {
     let mut exchange = exchange();
     let mut far = exchange.opens();

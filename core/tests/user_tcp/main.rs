@@ -166,6 +166,7 @@ impl Exchange {
     fn send(&mut self, frame: &[u8]) {
         self.put(frame);
         self.network.flush();
+        self.network.do_chores();
     }
 
     fn put(&mut self, frame: &[u8]) {
@@ -183,6 +184,7 @@ impl Exchange {
             Ok(len) => Some(self.room[VNET_LEN..VNET_LEN + len as usize].to_vec()),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                self.network.do_chores();
                 None
             }
         }

@@ -31,6 +31,7 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::RawFd;
 
+use super::Network;
 use super::flows::{Endpoint, Ends, Id};
 use super::held::Held;
 use super::ledger::Orphan;
@@ -38,7 +39,6 @@ use super::shares::Kind;
 use super::socket::{Name, Socket, bind_outbound};
 use super::tcp::{State, Tcp, flag};
 use super::wire::v4;
-use super::{Network, SOCKET_EVENTS};
 pub use record::Mapping;
 use record::{Bytes, Connection, Flow, Lost, Neighbour, Net, Part, state};
 
@@ -261,7 +261,8 @@ impl Network {
                 socket.peek_from(0);
                 tcp.flags |= flag::PEEKS;
             }
-            let _ = self.core.epoll.change(socket.fd(), SOCKET_EVENTS, tcp.token);
+            tcp.flags |= flag::ROOMY;
+            self.core.watch_room(socket, tcp.token);
         }
         if tcp.is(flag::FAR_ENDED) {
             tcp.flags |= flag::BEHIND; // no event tells of that end
