@@ -1,5 +1,7 @@
 """[dhcp NAME] in a running lab: dhclient, udhcpc and dhcpcd in namespaces, a guest's busybox, and what a killed service costs them."""
 
+import itertools
+import json
 import os
 import re
 import signal
@@ -41,7 +43,7 @@ address = 10.0.2.2/24
 address6 = fec0::2/64
 router = 10.0.2.2
 dns = 10.0.2.3, fec0::3
-lease-time = 60
+lease-time = 16
 
 [tap one]
 ifname = dhone
@@ -173,28 +175,72 @@ def test_dhclient_renews_and_rebinds_an_address_of_ipv6(two, age, word):
         assert leased(running)["fec0::1000"] == "bound"
 
 
-@pytest.mark.needs("root", "/dev/net/tun", NETWORKD)
-def test_networkd_gets_renews_releases_and_gets_again_in_both_families(lab, namespace, tmp_path):
+@pytest.fixture
+def short(lab, namespace, tmp_path):
+    """A lab with leases so short that T1 is after 8 s, T2 after 12.8 s (IPv6) and 14 s (IPv4), and a client."""
     netns = namespace("one")
     netns.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
     running = lab(SHORT.format(one=netns.name))
     running.until_up("pool", "one")
-    client = dhcpclients.Client(netns, "dhone", tmp_path)
+    return running, dhcpclients.Client(netns, "dhone", tmp_path)
 
-    def held():
-        return {one["address"]: one["until"] for one in running.json("leases") if one["state"] == "bound"}
 
+def held(running):
+    """What is lent, and until when."""
+    return {one["address"]: one["until"] for one in running.json("leases") if one["state"] == "bound"}
+
+
+def nudge(netns):
+    """Have networkd look at its timers, which it lets wait for up to 10 s otherwise: by news of an interface."""
+    netns.run("ip", "link", "set", "lo", "mtu", str(next(mtus)))
+    return True
+
+
+mtus = itertools.count(1500)
+
+
+@pytest.mark.needs("root", "/dev/net/tun", NETWORKD)
+def test_networkd_gets_renews_releases_and_gets_again_in_both_families(short):
+    running, client = short
+    netns = client.netns
     with client.networkd():
-        deadline.until(lambda: set(held()) == {"10.0.2.15", "fec0::1000"}, "both leases", 30)
+        deadline.until(lambda: set(held(running)) == {"10.0.2.15", "fec0::1000"}, "both leases", 30)
         deadline.until(lambda: "fec0::1000/128" in netns.run("ip", "address", "show", "dhone"), "the address of IPv6")
-        assert "inet 10.0.2.15/24" in netns.run("ip", "address", "show", "dhone")
+        deadline.until(lambda: "inet 10.0.2.15/24" in netns.run("ip", "address", "show", "dhone"), "that of IPv4")
         assert "default via 10.0.2.2 dev dhone proto dhcp" in netns.run("ip", "route")
         assert {one["name"] for one in running.json("leases")} == {"box"}
-        first = held()
-        deadline.until(lambda: all(until > first[at] for at, until in held().items()), "T1 of half a minute", 60)
-    deadline.until(lambda: "10.0.2.15" not in held(), "the release")
+        first = held(running)
+        deadline.until(lambda: nudge(netns) and all(until > first[at] for at, until in held(running).items()), "T1")
+    deadline.until(lambda: "10.0.2.15" not in held(running), "the release")
     with client.networkd():
-        deadline.until(lambda: set(held()) == {"10.0.2.15", "fec0::1000"}, "both leases again", 30)
+        deadline.until(lambda: set(held(running)) == {"10.0.2.15", "fec0::1000"}, "both leases again", 30)
+
+
+@pytest.mark.needs("root", "/dev/net/tun", NETWORKD)
+def test_networkd_rebinds_in_both_families_what_it_could_not_renew(short):
+    running, client = short
+    netns = client.netns
+
+    def said(*words):
+        nudge(netns)
+        text = (client.directory / "said").read_text()
+        return all(word in text for word in words)
+
+    with client.networkd():
+        deadline.until(lambda: set(held(running)) == {"10.0.2.15", "fec0::1000"}, "both leases", 30)
+        first = held(running)
+        deadline.until(lambda: "inet 10.0.2.15/24" in netns.run("ip", "address", "show", "dhone"), "the address")
+        netns.run("ping", "-c", "1", "10.0.2.2")
+        (neighbour,) = json.loads(netns.run("ip", "-j", "neighbour", "show", "10.0.2.2"))
+        # The kernel shall not keep the renewal until the server says again where it is.
+        netns.run("ip", "neighbour", "replace", "10.0.2.2", "lladdr", neighbour["lladdr"], "dev", "dhone")
+        running.shardnet("port", "down", "pool")
+        deadline.until(lambda: said("REQUEST (renewing)", "Sent Renew"), "renewals that nobody hears", 20)
+        assert held(running) == first
+        running.shardnet("port", "up", "pool")
+        deadline.until(lambda: said("REQUEST (rebinding)", "rebind -> bound"), "T2", 20)
+        deadline.until(lambda: all(until > first[at] for at, until in held(running).items()), "both leases anew")
+        assert set(held(running)) == set(first) and not said("EXPIRED")
 
 
 @ROOT

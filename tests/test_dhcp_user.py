@@ -70,7 +70,7 @@ def test_what_dhcp_says_is_made_of_what_the_network_is():
         ({"lease": "52:54:00:00:00:01"}, "lease = 52:54:00:00:00:01: 52:54:00:00:00:01: no hardware address or client identifier, address, and perhaps a name"),
         ({"lease": "52:54 10.0.9.1"}, "lease = 52:54 10.0.9.1: 52:54 10.0.9.1: 10.0.9.1 is in no network of the guests"),
         ({"boot": "efi x"}, "boot = efi x: efi x: efi is none of bios, efi-ia32, efi-x64, efi-arm, efi-arm64, efi-riscv64, http-ia32, http-x64, http-arm, http-arm64, http-riscv64, ipxe, http, arch:NUMBER, user:TEXT, vendor:TEXT"),
-        ({"lease-time": "5"}, "lease-time = 5: no time from 60 seconds on, such as 3600, 12h, 7d, or infinite"),
+        ({"lease-time": "5"}, "lease-time = 5: no time from 10 seconds on, such as 3600, 12h, 7d, or infinite"),
         ({"dhcp": "off", "hostname": "vm"}, "hostname = vm: DHCP is off"),
     ],
 )  # fmt: skip

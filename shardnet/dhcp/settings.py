@@ -13,6 +13,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LEASE4, LEASE6 = 0x020F, 0x1000  # x.y.2.15, as QEMU has it, and ::1000 within the network
 POOL_MAX = 1 << 16
+LEASE_LEAST_S = 10  # that a lab may say; a guest may not ask for as little
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 MAC_BYTES = 6
 
@@ -47,8 +48,8 @@ def duration(text: str) -> int:
         return server.FOREVER
     found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text, re.ASCII)
     seconds = int(found[1]) * UNITS[found[2]] if found else 0
-    if not server.LEASE_MIN_S <= seconds < server.FOREVER:
-        raise ValueError("no time from 60 seconds on, such as 3600, 12h, 7d, or infinite")
+    if not LEASE_LEAST_S <= seconds < server.FOREVER:
+        raise ValueError(f"no time from {LEASE_LEAST_S} seconds on, such as 3600, 12h, 7d, or infinite")
     return seconds
 
 
@@ -87,7 +88,7 @@ class Options(options.PortOptions):
     # An address for one guest, of IPv4 or IPv6: its hardware address, or its client identifier or DUID (bytes with colons, or id:TEXT), the
     # address, and a name if it is to have one: 52:54:00:12:34:56 10.0.2.50 web1.
     reserved: tuple[str, ...] = options.option((), key="lease")
-    # For how long an address is lent; a guest may ask for less.
+    # For how long an address is lent, from 10 seconds on; a guest may ask for less, down to a minute.
     lease_time: int = options.option(86_400, key="lease-time", read=duration)
     # How many addresses the guests behind one port may have, reservations not counted. 0: no limit.
     max_leases: int = options.option(8, key="max-leases", read=options.between(0, 16_384))
