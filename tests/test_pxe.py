@@ -16,6 +16,7 @@ import guest as guests
 
 CONF = Path(__file__).parents[1] / "conf"
 IPXE = "/usr/lib/ipxe/snponly.efi"
+ROMS = "/usr/lib/ipxe/qemu"
 SCRIPT = f"""#!ipxe
 echo The script has come to ${{net0/chip}}
 iseq ${{net0/chip}} 82540em && poweroff ||
@@ -63,7 +64,7 @@ def on(running, name="vm1"):
     return [f"stream,server=off,addr.type=unix,addr.path={running.run_dir}/{name}.sock"]
 
 
-@pytest.mark.needs("guests", "/usr/lib/ipxe/qemu/pxe-virtio.rom")
+@pytest.mark.needs("guests", f"{ROMS}/pxe-virtio.rom")
 def test_seabios_boots_a_kernel_by_tftp_and_every_card_has_its_script(lab, guest, files):
     models = {"virtio-net-pci": "virtio-net", "e1000": "82540em", "rtl8139": "rtl8139"}
     user = f"[user net0]\ntftp = {files}\nboot = ipxe boot.ipxe\n       bios undionly.kpxe\n"
@@ -87,6 +88,24 @@ def test_uefi_boots_the_lab_of_conf_by_tftp_then_ipxe_by_http(lab, guest, files,
     said = console(one)
     assert "NBP file downloaded successfully" in said and "has come to SNP" in said
     assert [line.split()[1] for line in asked] == ["/boot.ipxe", "/vmlinuz", "/initramfs"]
+
+
+@pytest.mark.needs("guests", f"{ROMS}/efi-e1000.rom", "/usr/share/OVMF/OVMF_CODE_4M.fd")
+def test_uefi_boots_a_kernel_by_tftp_by_the_rom_of_a_card_that_it_has_no_driver_for(lab, guest, files):
+    models = {"e1000": "82540em", "rtl8139": "rtl8139"}
+    running = lab(f"[user net0]\ntftp = {files}\nboot = ipxe boot.ipxe\n" + "".join(map(STREAM.format, models)))
+    made = {
+        model: guest(on(running, model), firmware="uefi", model=model, rom=f"{ROMS}/efi-{model}.rom", memory=256)
+        for model in models
+    }
+    deadline.until(
+        lambda: all(f"has come to {chip}" in console(made[model]) for model, chip in models.items()),
+        "the script in both cards",
+        within=120,
+    )
+    for one in made.values():
+        assert "Linux" in one.run("uname -a")
+    assert {lease["mac"] for lease in running.json("leases")} == {one.mac(0) for one in made.values()}
 
 
 @pytest.mark.needs("root", "/dev/net/tun", "guests")
@@ -116,4 +135,4 @@ def test_a_guest_without_configuration_has_address_names_and_files(lab, guest, n
 
 def console(one):
     """What firmware and kernel of a guest have said."""
-    return one.console.read_text(errors="replace")
+    return one.console.read_text(errors="replace") if one.console.exists() else ""

@@ -51,6 +51,7 @@ class Guest:
         number: int | None = None,
         firmware: str = "",
         model: str = "virtio-net-pci",
+        rom: str = "",  # a file for the card's ROM in place of QEMU's own, which only bios has
     ) -> None:
         self.number = number or next(numbers)
         self.netdevs = list(netdevs)
@@ -58,7 +59,7 @@ class Guest:
         self.memory = memory
         self.tools = tools
         self.more = list(more)  # words for QEMU
-        self.firmware, self.model = firmware, model
+        self.firmware, self.model, self.rom = firmware, model, rom
         self.sums: dict[str, str] = {}  # of the files that it serves
         self.start()
 
@@ -90,8 +91,8 @@ class Guest:
         for nic, netdev in enumerate(self.netdevs):
             kind, _, rest = netdev.partition(",")
             device = f"{self.model},netdev=n{nic},mac={self.mac(nic)}"
-            if self.firmware != "bios":
-                device += ",romfile="
+            if self.rom or self.firmware != "bios":
+                device += f",romfile={self.rom}"
             if kind == "vhost-user":
                 rest, _, queues = rest.partition(",queues=")
                 options += ["-chardev", f"socket,id=c{nic},{rest}"]
