@@ -17,7 +17,7 @@ class Capture:
         self, team: crew.Crew, notes: journal.Journal, request: clients.Request, taken: list[ports.Port], snaplen: int
     ) -> None:
         """Start it; the request is answered when frames are being written."""
-        slot = team.slot()
+        slot = team.members.slot()
         if slot is None:
             raise control.Error("capture: every worker slot of the lab is in use", 75)
         self._crew, self._journal, self._request, self._slot = team, notes, request, slot
@@ -26,7 +26,7 @@ class Capture:
         self._stopped = False
         self._running = False
         self._child: Any = team.processes.start(self._heard, self._ended, slot)
-        team.lent.add(slot)
+        team.members.lent.add(slot)
         request.client.owed += 1
         request.client.ties.append(self._stop)
         names = [[port.id, port.name] for port in taken]
@@ -52,7 +52,7 @@ class Capture:
     def _ended(self, how: str) -> None:
         self._mirror(False)
         self._crew.arena.repair(self._slot)
-        self._crew.lent.discard(self._slot)
+        self._crew.members.lent.discard(self._slot)
         client = self._request.client
         if self._stop in client.ties:
             client.ties.remove(self._stop)

@@ -210,7 +210,7 @@ def _add(
     if taken:
         raise control.Error(f"{taken[0]}: there is a port of this name already", EXISTS)
     lab.extended(run.now(), sections)
-    if sum(not is_plugged and kinds.captures(section) is not None for section in sections) > run.crew.free():
+    if sum(not is_plugged and kinds.captures(section) is not None for section in sections) > run.crew.members.free():
         raise control.Error(f"{sections[0]}: every worker slot of the lab is in use", 75)
     new = []
     for section in sections:

@@ -72,7 +72,7 @@ class Outlets:
             self.run.crew.remove(port, lambda: None)
 
     def _tell(self, owner: ports.Port, number: int) -> None:
-        self.run.crew.send(owner, {"op": "unplugged", "port": owner.id, "number": number})
+        self.run.crew.members.send(owner, {"op": "unplugged", "port": owner.id, "number": number})
 
     def _section(self, owner: ports.Port, name: str) -> lab.Section:
         given = {key: text for key, text in owner.section.given.items() if key in options.ARENA_KEYS}

@@ -13,7 +13,8 @@ LAYERS = [
     r"supervisor|operations|outlets|captures|forwarding",
     r"crew|clients",
     r"processes",
-    r"questions|leases|mirrors",
+    r"opening|lending|watch",
+    r"questions|leases|mirrors|members",
     r"child|ports|journal|notify|store|pulse|restarts|loop",
     r"worker",
     r"netdev",
@@ -30,7 +31,7 @@ LAYERS = [
     r"impairments",
     r"_core",
 ]
-SAME = {0, 1, 5, 14, 16}
+SAME = {0, 1, 6, 15, 17}
 
 
 def layer(module):
