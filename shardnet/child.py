@@ -19,6 +19,7 @@ from shardnet import line, loop
 
 Heard = Callable[[dict[str, Any], list[int]], None]
 Ended = Callable[[str], None]
+KILLED = "killed by SIGKILL"  # how it died of a kill that may be anybody's
 EXIT_WAIT_S = 0.5  # the forkserver reaps a dead child and says how it ended; a busy machine may need a moment
 SAFE = "PYTHONSAFEPATH"  # python(1)
 OURS = (signal.SIGTERM, signal.SIGHUP)  # meant for the supervisor, sent by some to all processes of a group or service
@@ -77,6 +78,7 @@ class Child:
     def __init__(self, forkserver: Forkserver, turns: loop.Loop, heard: Heard, ended: Ended) -> None:
         """Start it. `heard` gets its messages and their descriptors, `ended` how it died, after its last message."""
         self._loop, self._heard, self._ended = turns, heard, ended
+        self._is_mad = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._line = line.Line(ours)
         with theirs:
@@ -115,9 +117,13 @@ class Child:
                 if self._line.closed:
                     return
             self._flush()
-        except (EOFError, ValueError):
+        except EOFError:
             self._loop.unwatch(self._line.fileno())
-            self.kill()  # it has closed its line, so it ends, or else it has lost its mind
+            self.kill()  # it has closed its line, so it ends
+        except ValueError:
+            self._is_mad = True
+            self._loop.unwatch(self._line.fileno())
+            self.kill()
 
     def _die(self) -> None:
         with contextlib.suppress(EOFError, ValueError):
@@ -131,7 +137,8 @@ class Child:
         code = self._process.exitcode
         if code is not None:
             self._process.close()  # its descriptors would stay until the garbage collector comes by
-        self._ended(ending(code))
+        how = ending(code)
+        self._ended(f"said what is no message: {how}" if self._is_mad else how)
 
 
 def ending(code: int | None) -> str:

@@ -240,7 +240,7 @@ class Crew:
                 del self.members[member.slot]
             return
         now = self.loop.clock()
-        delay = member.restarts.died(now)
+        delay = member.restarts.died(now, by_others=how == child.KILLED and not member.is_condemned)
         what = f"{how}, {lost} frames lost" if lost else how
         if delay is None:
             times = f"{restarts.DEATHS_MAX} times in {restarts.WINDOW_S:g} s"
@@ -290,6 +290,7 @@ class Crew:
         match message.get("op"):
             case "ready":
                 member.state = "running"
+                member.restarts.serves(self.loop.clock())
             case "unlent" if port is not None:
                 self.lending.returned(port, member.slot)
             case "crashed":

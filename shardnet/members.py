@@ -25,6 +25,7 @@ class Member:
         self.pulse = pulse.Pulse()
         self.timer: int | None = None
         self.faults = 0  # of the slot, before this process and in its life
+        self.is_condemned = False  # for what it did: the kill is ours
 
     @property
     def title(self) -> str:
@@ -37,6 +38,7 @@ class Member:
         self.timer = None
         self.pulse = pulse.Pulse()
         self.faults = faults
+        self.is_condemned = False
         self.state = "starting"
 
 

@@ -54,5 +54,6 @@ class Watch:
             self._condemn(member, "hung", "stopped by a signal" if verdict == "stopped" else "its loop does not turn")
 
     def _condemn(self, member: members.Member, event: str, why: str) -> None:
+        member.is_condemned = True
         self.journal.note(event, f"{why}: killed", worker=member.title, level=journal.ERROR)
         member.child.kill()

@@ -73,6 +73,48 @@ def test_a_crash_loop_fails_its_own_ports_and_leaves_the_others_alone(play: Play
     assert len(play.processes) == count
 
 
+def serving(play: Play, port: ports.Port) -> Process:
+    """The latest process, which carries `port` from now on."""
+    process = play.processes[-1]
+    process.heard({"op": "ready"}, [])
+    process.says("opened", port)
+    return process
+
+
+def test_a_worker_that_somebody_kills_each_second_is_back_at_once_each_time(play: Play) -> None:
+    _, (port,) = play.opened("a")
+    for count in range(1, 21):
+        killed = serving(play, port)
+        play.turns.pass_time(1.0)
+        killed.ended("killed by SIGKILL")
+        assert len(play.processes) == 1 + count
+    serving(play, port)
+    assert port.state == "up"
+    assert play.events().count("killed by SIGKILL, restarted at once") == 20
+
+
+def test_a_worker_that_a_frame_kills_each_second_waits_and_is_given_up(play: Play) -> None:
+    _, (port,) = play.opened("a")
+    for _ in range(5):
+        dying = serving(play, port)
+        play.turns.pass_time(1.0)
+        dying.ended("killed by SIGSEGV")
+        play.turns.pass_time(0.3)
+    assert port.state == "failed"
+    assert len(play.processes) == 5
+
+
+def test_a_worker_that_is_killed_for_not_turning_waits_as_one_that_crashes(play: Play) -> None:
+    _, (port,) = play.opened("a")
+    for _ in range(2):
+        hung = serving(play, port)
+        play.turns.pass_time(4.0)
+        assert hung.killed
+        hung.ended("killed by SIGKILL")
+        play.turns.pass_time(0.1)
+    assert any(text.endswith("(2nd time in 10 s)") for text in play.events())
+
+
 def test_a_reset_starts_a_worker_again_that_was_given_up(play: Play) -> None:
     process, (port,) = play.opened("a")
     for _ in range(5):
