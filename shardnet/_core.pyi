@@ -307,7 +307,8 @@ class Shard:
         """Carry frames, without the GIL, until there is news; [] at the time-out.
 
         ("ready", fd, 0), ("datagrams", port, 0), ("ended", port, errno or 0 at EOF), ("stopped", port, ring) of a vhost-user port whose ring makes no sense any more,
-        ("full", port, 0) of a capture whose file has had its end.
+        ("full", port, 0) of a capture whose file has had its end, ("short", port, place in DROP_CAUSES) of a user-mode network that had none of
+        something for a new flow: at once, then once a minute.
 
         A descriptor that ended has been removed from the loop already. Raises InterruptedError when a signal came (after Python's handlers ran).
         """

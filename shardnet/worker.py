@@ -227,6 +227,8 @@ class Worker:
                         self._stopped(number, error)
                     elif what == "full":
                         self._full(number)
+                    elif what == "short":
+                        self._short(number, error)
                     elif number == self.line.fileno():
                         self._listen()
                     else:
@@ -429,6 +431,10 @@ class Worker:
     def _full(self, port: int) -> None:
         if place := self.places.get(port):
             self.attempt(place, place.carrier.full)
+
+    def _short(self, port: int, cause: int) -> None:
+        if place := self.places.get(port):
+            self.attempt(place, place.carrier.short, _core.DROP_CAUSES[cause])
 
     def _patience(self) -> float | None:
         """How long the native loop may go on without us."""

@@ -5,6 +5,8 @@ IPv4 and half of IPv6. The lab is in a namespace of its own, where net.ipv4.ip_l
 """
 
 import collections
+import contextlib
+import os
 import resource
 import select
 import socket
@@ -161,3 +163,46 @@ def test_flows_of_udp_are_held_over_four_shards_and_each_answers_again_from_its_
     for of in held.values():
         assert sorted(of[address] for address in of if address in chosen) == [EACH] * (FLOWS // SHARDS // EACH)
     assert ask_all() == first  # the same mapping for each
+
+
+def narrow(running, host):
+    host.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=40000 40019")
+
+
+def drops(running):
+    return {one["cause"]: one["frames"] for one in running.json("drops") if one["port"] == "net0"}
+
+
+def limit(running, host):
+    pid = running.workers()["net0"]
+    few = len(os.listdir(f"/proc/{pid}/fd")) + 20
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (few, few))
+
+
+@pytest.mark.needs("root", "/dev/net/tun")
+@pytest.mark.parametrize(
+    ("cause", "options", "run_short"),
+    [
+        ("tx_flows", {"flows": 16}, lambda running, host: None),
+        ("tx_sockets", {"flows": 65_536}, limit),
+        ("tx_ports", {"flows": 65_536}, narrow),
+    ],
+    ids=["max-flows", "descriptors", "host ports"],
+)
+def test_what_new_flows_run_short_of_is_counted_and_told_and_the_others_go_on(
+    namespace, host, echo, lab, cause, options, run_short
+):
+    netns = namespace("in0")
+    with links.namespace(host.name):
+        running = lab(LAB.format(shards=1, **options) + TAP.format(number=0, netns=netns.name, first=20))
+    running.until_up("net0", "in0")
+    run_short(running, host)
+    held = asked(netns, "10.0.2.20", range(FIRST_PORT, FIRST_PORT + 8), echo)
+    with contextlib.ExitStack() as stack:
+        for _ in range(64):
+            guest = stack.enter_context(made_in(netns, socket.AF_INET))
+            guest.sendto(b"?", ("10.0.2.2", echo))
+        deadline.until(lambda: drops(running).get(cause, 0) >= 30, "drops")
+    deadline.until(lambda: running.said().count(f"counted as {cause}") == 1, "a line in the log")
+    assert set(drops(running)) == {cause}
+    assert asked(netns, "10.0.2.20", range(FIRST_PORT, FIRST_PORT + 8), echo) == held

@@ -200,6 +200,12 @@ named! {
     WorkerDied = "worker_died",
     TxOversize = "tx_oversize",
     TxFull = "tx_full",
+    /// A new flow of a user-mode network: all of max-flows, or this guest's part of them, is in use.
+    TxFlows = "tx_flows",
+    /// The same: its worker may have no more descriptors, or this guest no more of them.
+    TxSockets = "tx_sockets",
+    /// The same: no port of this host is free.
+    TxPorts = "tx_ports",
     TxError = "tx_error",
     TxDown = "tx_down",
     /// A virtio-net header that does not fit its frame, met where it had to be obeyed.

@@ -30,6 +30,7 @@ from shardnet.cli import namespace, table, usage
 
 PACKAGES = ("docopt-ng", "msgpack", "multiprocess", "posix_ipc", "pyroute2")
 SHM_LEAST = 256 << 20  # lanes grow to 4 MiB each as they carry bulk
+PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 FILES_LEAST = 1024  # a worker holds 64 doorbells, the supervisor a copy of every port's descriptors
 CAP_NET_ADMIN = 1 << 12  # linux/capability.h
 PROGRAMS = (  # name, versions from here on are good, what it is for, Debian's package
@@ -161,7 +162,10 @@ def _limits() -> Iterator[Finding]:
     if soft != resource.RLIM_INFINITY and soft < FILES_LEAST:
         yield Finding("open files", "poor", f"at most {soft}", f"ulimit -n {FILES_LEAST} (the hard limit is {hard})")
     else:
-        yield Finding("open files", "ok", f"at most {_limit(soft)}")
+        found = f"at most {_limit(soft)}" + (f", {_limit(hard)} in a lab, which raises it" if soft != hard else "")
+        yield Finding("open files", "ok", found)
+    first, last = map(int, Path(PORT_RANGE).read_text().split())
+    yield Finding("host ports", "ok", f"{last - first + 1}: as many UDP flows of a family has a [user] network at most")
     for what, which, option in (
         ("address space", resource.RLIMIT_AS, "-v"),
         ("file size", resource.RLIMIT_FSIZE, "-f"),

@@ -53,8 +53,8 @@ class Options(names.Options, settings.Options, tftp.Options, smb.Options):
     echo: bool = False
     # The address of the SMB server, x.y.2.4 of the network unless given.
     smbserver: ipaddress.IPv4Address | None = options.option(None, read=settings.address4)
-    # How many TCP connections there may be, and as many ports of UDP, each of which is a port of this host
-    # (net.ipv4.ip_local_port_range: 28,232 as Linux comes).
+    # How many TCP connections there may be, and as many ports of UDP, each of which is a port of this host: in each family
+    # as many as net.ipv4.ip_local_port_range has, 28,232 as Linux comes. What is refused is counted.
     max_flows: int = options.option(65_536, key="max-flows", read=options.between(16, 1 << 20))
     # Over how many workers the flows are spread.
     shards: int = options.option(1, read=options.between(1, SHARDS_MAX))

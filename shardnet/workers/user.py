@@ -59,6 +59,13 @@ RESERVED = 256  # descriptors for what is no flow: lanes, doorbells, listening s
 LIVE = frozenset({"hostfwd", "guestfwd"})
 CALLS = "calls"  # the deposit of a shard's socket where the first one passes connections on
 LEASES = True  # hears of them
+# Why a new flow was refused, and what to do, by the cause that counts its frames.
+LACKS = {
+    "tx_flows": "all of max-flows are in use, or the three quarters of them that are for one guest (raise max-flows)",
+    "tx_sockets": "this worker has all its descriptors in use, or the three quarters of them that are for one guest"
+    " (raise the limit: ulimit -Hn, or LimitNOFILE= of the service; or shards, each has its own)",
+    "tx_ports": "no port of this host is free (widen it: sysctl -w net.ipv4.ip_local_port_range='1024 65535')",
+}
 FLOWS_PAGE = 400  # 1 ms of the engine's time, and less than a record of the line
 READS = frozenset({"mtu"})
 # Only services behind the network read them: a change leaves the guests' connections alone.
@@ -215,6 +222,10 @@ class Port:
         self.options = wanted
         if not self.moving.state:
             self._tell()
+
+    def short(self, cause: str) -> None:
+        """Say what new flows are refused for, and what to do."""
+        self.place.log(f"new flows are refused: {LACKS[cause]}; counted as {cause}")
 
     def _tell(self) -> None:
         """Say that the network is up, and where what is forwarded goes."""

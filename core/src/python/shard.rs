@@ -433,6 +433,7 @@ fn row(news: News) -> (&'static str, i64, i64) {
         News::Datagrams(port) => ("datagrams", port.into(), 0),
         News::Ended(port, errno) => ("ended", port.into(), errno.into()),
         News::Stopped(port, ring) => ("stopped", port.into(), ring.into()),
+        News::Short(port, cause) => ("short", port.into(), cause as i64),
         News::Full(port) => ("full", port.into(), 0),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::carried::Engine;
 use super::forward::packet_len;
-use super::{BURST, Shard, bits};
+use super::{BURST, News, Shard, bits};
 use crate::lane::{Entry, FORWARD, MIRROR_IN, MIRROR_OUT, TAGGED};
 use crate::port::{Piece, Refusal};
 use crate::ports::{self, Cause, Cell, Counter, NO_LINK, NOBODY, Port, Worker};
@@ -179,6 +179,13 @@ impl Shard {
             Err(Refusal::Ended(errno)) => {
                 self.end(carried, errno);
                 return sent;
+            }
+            Err(Refusal::Drop(cause)) => {
+                if let Engine::User(network) = &mut carried.engine
+                    && network.is_news(cause)
+                {
+                    self.news.push(News::Short(to, cause));
+                }
             }
             Ok(())
                 if !matches!(carried.engine, Engine::Tap(_) | Engine::User(_) | Engine::Link(_) | Engine::Packet(_))

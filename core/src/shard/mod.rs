@@ -54,6 +54,8 @@ pub enum News {
     Datagrams(Port),
     /// A ring of a vhost-user port stopped, for its driver could not be followed; the others go on.
     Stopped(Port, i32),
+    /// The network that is this port dropped frames, for there was none of something for a new flow.
+    Short(Port, Cause),
     /// The file of the capture that is this port has had its end: it waits for the next one.
     Full(Port),
 }

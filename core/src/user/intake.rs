@@ -14,6 +14,8 @@ use crate::switch::Edit;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Taken,
+    /// It wanted a flow, and there was none to be had.
+    Lost(Cause),
     HandOver(Port),
     /// The service has not yet taken what came before.
     Full,
@@ -86,6 +88,7 @@ impl Network {
             Fate::Taken => {}
             Fate::HandOver(port) => return Err(Refusal::HandOver(port)),
             Fate::Full => return Err(Refusal::Blocked),
+            Fate::Lost(cause) => return Err(Refusal::Drop(cause)),
         }
         cell.add(Counter::TxFrames, 1);
         cell.add(Counter::TxBytes, len as u64);
@@ -93,6 +96,11 @@ impl Network {
             cell.add(Counter::TxSuper, 1);
         }
         Ok(())
+    }
+
+    /// Is the log to have it that a frame was dropped for this? Guests of a service are told nothing of it, and nor is anybody else.
+    pub fn is_news(&mut self, cause: Cause) -> bool {
+        self.core.config.service.is_none() && self.told.is_due(cause, self.core.now_ms)
     }
 
     /// The frame to hand over, where it is not the one that came.
@@ -174,8 +182,8 @@ impl Network {
             match packet.protocol {
                 wire::UDP if is_service => return self.take_datagram(arrival, packet, is_group),
                 _ if is_group => {}
-                wire::TCP => self.take_tcp(arrival, packet),
-                wire::UDP => self.take_udp(arrival, packet),
+                wire::TCP => return self.take_tcp(arrival, packet),
+                wire::UDP => return self.take_udp(arrival, packet),
                 wire::ICMP if packet.is_v4() => return self.take_icmp(arrival, packet),
                 wire::ICMPV6 if !packet.is_v4() => return self.take_icmp(arrival, packet),
                 _ => {}
@@ -210,18 +218,18 @@ impl Network {
         if self.core.config.owns(packet.destination) {
             icmp::echo(&mut self.core, packet, arrival.mac, &message);
         } else if self.core.config.service.is_none() {
-            self.take_ping(arrival, packet, &message);
+            return self.take_ping(arrival, packet, &message);
         }
         Fate::Taken
     }
 
     /// # Safety
     /// The frame is readable.
-    unsafe fn take_tcp(&mut self, arrival: &Arrival, packet: &Packet) {
-        let Some(segment) = segment::Segment::read(arrival.head, packet, arrival.at) else { return };
+    unsafe fn take_tcp(&mut self, arrival: &Arrival, packet: &Packet) -> Fate {
+        let Some(segment) = segment::Segment::read(arrival.head, packet, arrival.at) else { return Fate::Taken };
         // SAFETY: as the caller promises.
         if !unsafe { arrival.is_sound(packet) } {
-            return;
+            return Fate::Taken;
         }
         let ends =
             Ends { guest: Endpoint { ip: packet.source, port: segment.from }, far: Endpoint { ip: packet.destination, port: segment.to } };
@@ -235,14 +243,19 @@ impl Network {
         }
         match found {
             Some(id) => {
-                let Some((ends, tcp)) = self.tcp.get_mut(id) else { return };
+                let Some((ends, tcp)) = self.tcp.get_mut(id) else { return Fate::Taken };
                 tcp.mac = arrival.mac;
                 // SAFETY: the payload is within the frame, which is readable.
                 unsafe { tcp.input(&mut self.core, ends, &segment) };
                 self.settle_tcp(id);
             }
-            None if segment.flags & (segment::SYN | segment::ACK) == segment::SYN => self.open(ends, packet, arrival.mac, &segment),
+            None if segment.flags & (segment::SYN | segment::ACK) == segment::SYN => {
+                if let Some(lack) = self.open(ends, packet, arrival.mac, &segment) {
+                    return Fate::Lost(lack);
+                }
+            }
             None => self.core.reset_stray(&ends, arrival.mac, &segment),
         }
+        Fate::Taken
     }
 }

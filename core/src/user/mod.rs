@@ -17,7 +17,7 @@
 //! With `shards` a network is several of these (spread.rs).
 //!
 //! Caps: `max_flows` TCP flows and as many of UDP; one guest has three quarters of them at most, so that the others always
-//! have some. Beyond, the newest is refused. What answers a guest's mistakes is rationed (limits.rs).
+//! have some. Beyond, the newest is refused and counted (lack.rs). What answers a guest's mistakes is rationed (limits.rs).
 
 mod arp;
 pub mod config;
@@ -29,6 +29,7 @@ mod fragments;
 mod held;
 mod icmp;
 mod intake;
+mod lack;
 mod ledger;
 mod limits;
 pub mod listing;
@@ -100,6 +101,7 @@ pub struct Network {
     udp: Table<Endpoint, udp::Udp>,
     ping: Table<ping::Key, ping::Ping>,
     shares: Shares,
+    told: lack::Told,
     ledger: Option<Ledger>,
     /// Flows of a predecessor that are to be reset.
     orphans: Vec<Orphan>,
@@ -147,6 +149,7 @@ impl Network {
             udp: Table::new(most),
             ping: Table::new(ping::MOST),
             shares: Shares::new(most, sockets),
+            told: lack::Told::default(),
             ledger,
             orphans,
             reassembly: Reassembly::default(),

@@ -5,22 +5,37 @@ use std::io;
 use super::config::{Served, Target};
 use super::flows::{Endpoint, Ends, Id};
 use super::icmp;
+use super::lack::Unopened;
 use super::segment::Segment;
 use super::shares::Kind;
 use super::socket::{Name, Socket, bind_outbound};
 use super::tcp::{Tcp, flag};
 use super::wire::{Mac, Packet};
 use super::{Network, SOCKET_EVENTS, kind};
+use crate::ports::Cause;
 
 impl Network {
-    /// A SYN that belongs to no flow.
-    pub(super) fn open(&mut self, ends: Ends, packet: &Packet, mac: Mac, syn: &Segment) {
+    /// A SYN that belongs to no flow; what there was none of for it, which the guest has been told by a reset.
+    pub(super) fn open(&mut self, ends: Ends, packet: &Packet, mac: Mac, syn: &Segment) -> Option<Cause> {
+        let lack = self.shares.lack(mac, Kind::Tcp).or((self.tcp.room() == 0).then_some(Cause::TxFlows));
         let made = match self.core.config.target(ends.far, true) {
-            Target::Senseless => return,
-            Target::Refused => return self.core.reset_stray(&ends, mac, syn),
-            Target::Nobody => return self.core.tell_unreachable(&ends, mac, syn.seq, libc::EHOSTUNREACH),
-            _ if !self.shares.allow(mac, Kind::Tcp) => return self.core.reset_stray(&ends, mac, syn),
-            Target::Outside(_) if packet.ttl <= 1 => return self.too_far(&ends, mac, syn),
+            Target::Senseless => return None,
+            Target::Refused => {
+                self.core.reset_stray(&ends, mac, syn);
+                return None;
+            }
+            Target::Nobody => {
+                self.core.tell_unreachable(&ends, mac, syn.seq, libc::EHOSTUNREACH);
+                return None;
+            }
+            _ if lack.is_some() => {
+                self.core.reset_stray(&ends, mac, syn);
+                return lack;
+            }
+            Target::Outside(_) if packet.ttl <= 1 => {
+                self.too_far(&ends, mac, syn);
+                return None;
+            }
             Target::Outside(to) => self.dial(to),
             Target::Forward(index) => {
                 let served = self.serve(index);
@@ -41,13 +56,18 @@ impl Network {
                     self.settle_tcp(id);
                 }
             }
-            Err(error) => match error.raw_os_error().unwrap_or(0) {
+            Err(Unopened::Lack(cause)) => {
+                self.core.reset_stray(&ends, mac, syn);
+                return Some(cause);
+            }
+            Err(Unopened::Failed(error)) => match error.raw_os_error().unwrap_or(0) {
                 errno @ (libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EPERM) => {
                     self.core.tell_unreachable(&ends, mac, syn.seq, errno);
                 }
                 _ => self.core.reset_stray(&ends, mac, syn),
             },
         }
+        None
     }
 
     /// Put a flow into the table and its socket into epoll.
@@ -78,25 +98,27 @@ impl Network {
     }
 
     /// Begin a connection to the outside; is it there at once?
-    fn dial(&self, to: Endpoint) -> io::Result<(Socket, bool, bool)> {
+    fn dial(&self, to: Endpoint) -> Result<(Socket, bool, bool), Unopened> {
         let name = Name::of(to);
         let socket = Socket::new(name.family(), libc::SOCK_STREAM, 0)?;
         let config = &self.core.config;
         if config.seen(to.ip) == to.ip {
             bind_outbound(&socket, config.subnet(to.ip).and_then(|net| net.outbound), &config.interface)?;
         }
-        let connected = connect(&socket, &name)?;
-        Ok((socket, true, connected))
+        match connect(&socket, &name) {
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Err(Unopened::Lack(Cause::TxPorts)), // all in use to there
+            connected => Ok((socket, true, connected?)),
+        }
     }
 
     /// Begin a connection to what an entry of guestfwd says.
-    fn serve(&mut self, index: usize) -> io::Result<(Socket, bool, bool)> {
+    fn serve(&mut self, index: usize) -> Result<(Socket, bool, bool), Unopened> {
         match self.core.config.guestfwd[index].to.clone() {
             Served::Socket(name) => {
                 let socket = Socket::new(name.family(), libc::SOCK_STREAM, 0)?;
                 let is_tcp = name.family() != libc::AF_UNIX;
                 // A unix socket says ENOENT for a file that is not there, and EAGAIN for a full backlog: refused, both.
-                let connected = connect(&socket, &name)?;
+                let connected = connect(&socket, &name).map_err(Unopened::Failed)?;
                 Ok((socket, is_tcp, connected))
             }
             Served::Command(command) => Ok((self.spawn(&command)?, false, true)),

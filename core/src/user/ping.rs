@@ -4,20 +4,21 @@
 //! error on the way (time exceeded, unreachable) is told to the guest in the name of the router that said it, and so
 //! traceroute works. Where this process may not ping, the guest is told that it is forbidden.
 
-use std::io;
 use std::net::Ipv6Addr;
 
 use super::config::Target;
 use super::datagram::{self, Beside};
 use super::flows::{Endpoint, Id};
 use super::icmp::{self, Trouble};
+use super::lack::Unopened;
 use super::shares::Kind;
 use super::socket::{Socket, bind_outbound};
 use super::timer::Alarm;
 use super::udp::Traffic;
 use super::wire::{self, ICMP, ICMPV6, Mac, Packet, Room, put16};
-use super::{Arrival, Network, kind};
+use super::{Arrival, Fate, Network, kind};
 use crate::frame::be16;
+use crate::ports::Cause;
 
 pub const MOST: usize = 1024;
 const IDLE_MS: u64 = 60_000;
@@ -59,30 +60,34 @@ impl Ping {
 
 impl Network {
     /// An echo request to the outside.
-    pub(super) fn take_ping(&mut self, arrival: &Arrival, packet: &Packet, message: &[u8]) {
+    pub(super) fn take_ping(&mut self, arrival: &Arrival, packet: &Packet, message: &[u8]) -> Fate {
         let to = match self.core.config.target(Endpoint { ip: packet.destination, port: 1 }, false) {
-            Target::Outside(_) if packet.ttl <= 1 => return self.tell_ping(packet, arrival.mac, message, Trouble::TimeExceeded),
-            Target::Outside(to) => to.ip,
+            Target::Outside(to) if packet.ttl > 1 => to.ip,
+            Target::Outside(_) => return self.tell_ping(packet, arrival.mac, message, Trouble::TimeExceeded),
             Target::Nobody => return self.tell_ping(packet, arrival.mac, message, Trouble::NoHost),
-            Target::Refused | Target::Forward(_) | Target::Senseless => return,
+            Target::Refused | Target::Forward(_) | Target::Senseless => return Fate::Taken,
         };
-        let Some(id) = be16(message, 4) else { return };
+        let Some(id) = be16(message, 4) else { return Fate::Taken };
         let key = Key { guest: packet.source, id };
         let ttl = packet.ttl - 1;
-        if let Err(error) = self.send_ping(key, arrival.mac, to, message, ttl)
-            && !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EMFILE | libc::ENFILE))
-        {
-            let trouble = Trouble::of(error.raw_os_error().unwrap_or(0));
-            self.tell_ping(packet, arrival.mac, message, trouble);
+        match self.send_ping(key, arrival.mac, to, message, ttl) {
+            Ok(()) => Fate::Taken,
+            Err(Unopened::Lack(cause)) => Fate::Lost(cause),
+            Err(Unopened::Failed(error)) => {
+                let trouble = Trouble::of(error.raw_os_error().unwrap_or(0));
+                self.tell_ping(packet, arrival.mac, message, trouble)
+            }
         }
     }
 
-    fn tell_ping(&mut self, packet: &Packet, mac: Mac, message: &[u8], trouble: Trouble) {
-        let Some(by) = self.core.config.subnet(packet.source).map(|net| net.host) else { return };
-        icmp::error(&mut self.core, by, packet.source, packet.destination, mac, packet.protocol, message, trouble);
+    fn tell_ping(&mut self, packet: &Packet, mac: Mac, message: &[u8], trouble: Trouble) -> Fate {
+        if let Some(by) = self.core.config.subnet(packet.source).map(|net| net.host) {
+            icmp::error(&mut self.core, by, packet.source, packet.destination, mac, packet.protocol, message, trouble);
+        }
+        Fate::Taken
     }
 
-    fn send_ping(&mut self, key: Key, mac: Mac, to: Ipv6Addr, message: &[u8], ttl: u8) -> io::Result<()> {
+    fn send_ping(&mut self, key: Key, mac: Mac, to: Ipv6Addr, message: &[u8], ttl: u8) -> Result<(), Unopened> {
         let id = match self.ping.find(&key) {
             Some(id) => id,
             None => self.open_ping(key, mac)?,
@@ -104,13 +109,16 @@ impl Network {
                 Ok(_) => return Ok(()),
                 // What is reported may be about an earlier request.
                 Err(_) if attempt == 0 && self.tell_ping_errors(id) => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
     }
 
-    fn open_ping(&mut self, key: Key, mac: Mac) -> io::Result<Id> {
+    fn open_ping(&mut self, key: Key, mac: Mac) -> Result<Id, Unopened> {
+        if let Some(lack) = self.shares.lack(mac, Kind::Ping) {
+            return Err(Unopened::Lack(lack));
+        }
         let is_v4 = wire::v4(key.guest).is_some();
         let (family, protocol) = if is_v4 { (libc::AF_INET, libc::IPPROTO_ICMP) } else { (libc::AF_INET6, libc::IPPROTO_ICMPV6) };
         let socket = Socket::new(family, libc::SOCK_DGRAM, protocol)?;
@@ -131,10 +139,7 @@ impl Network {
             sums: [([0; 2], [0; 2]); SUMS],
             next_sum: 0,
         };
-        if !self.shares.allow(mac, Kind::Ping) {
-            return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
-        }
-        let Some(id) = self.ping.insert(key, ping) else { return Err(io::Error::from_raw_os_error(libc::ENOBUFS)) };
+        let Some(id) = self.ping.insert(key, ping) else { return Err(Unopened::Lack(Cause::TxFlows)) };
         self.shares.take(mac, Kind::Ping);
         let token = id.token(kind::PING);
         if let Some((_, ping)) = self.ping.get_mut(id) {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use super::wire::Mac;
+use crate::ports::Cause;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -31,12 +32,20 @@ impl Shares {
 
     /// May this guest have one more?
     pub fn allow(&self, mac: Mac, kind: Kind) -> bool {
-        self.taken < self.sockets && self.room_of(mac, kind) > 0
+        self.lack(mac, kind).is_none()
+    }
+
+    /// What this guest may not have another one of.
+    pub fn lack(&self, mac: Mac, kind: Kind) -> Option<Cause> {
+        let has = self.of.get(&mac).copied().unwrap_or_default();
+        if self.taken >= self.sockets || has.iter().sum::<usize>() >= most(self.sockets) {
+            return Some(Cause::TxSockets);
+        }
+        (has[kind as usize] >= most(self.flows)).then_some(Cause::TxFlows)
     }
 
     /// How many more this guest may have.
     pub fn room_of(&self, mac: Mac, kind: Kind) -> usize {
-        let most = |all: usize| all - all / 4;
         let has = self.of.get(&mac).copied().unwrap_or_default();
         most(self.flows).saturating_sub(has[kind as usize]).min(most(self.sockets).saturating_sub(has.iter().sum()))
     }
@@ -61,6 +70,11 @@ impl Shares {
     }
 }
 
+/// What one guest may have.
+fn most(all: usize) -> usize {
+    all - all / 4
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,12 +87,12 @@ mod tests {
             assert!(shares.allow(greedy, Kind::Tcp));
             shares.take(greedy, Kind::Tcp);
         }
-        assert!(!shares.allow(greedy, Kind::Tcp) && shares.allow(other, Kind::Tcp));
+        assert_eq!((shares.lack(greedy, Kind::Tcp), shares.lack(other, Kind::Tcp)), (Some(Cause::TxFlows), None));
         for _ in 0..3 {
             assert!(shares.allow(greedy, Kind::Udp));
             shares.take(greedy, Kind::Udp);
         }
-        assert!(!shares.allow(greedy, Kind::Udp)); // nine of twelve sockets
+        assert_eq!(shares.lack(greedy, Kind::Udp), Some(Cause::TxSockets)); // nine of twelve
         for _ in 0..3 {
             assert!(shares.allow(other, Kind::Udp));
             shares.take(other, Kind::Udp);

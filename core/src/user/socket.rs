@@ -333,12 +333,15 @@ impl Socket {
 
 /// Bind a new socket to where the network's own traffic is to come from.
 pub fn bind_outbound(socket: &Socket, from: Option<Ipv6Addr>, interface: &str) -> io::Result<()> {
-    if !interface.is_empty() {
-        socket.set_bytes(libc::SOL_SOCKET, libc::SO_BINDTODEVICE, interface.as_bytes())?;
-    }
+    bind_interface(socket, interface)?;
     if let Some(ip) = from {
         let _ = socket.set(libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);
         socket.bind(&Name::of(Endpoint { ip, port: 0 }))?;
     }
     Ok(())
+}
+
+/// Have it use an interface of this host; "": any.
+pub fn bind_interface(socket: &Socket, interface: &str) -> io::Result<()> {
+    if interface.is_empty() { Ok(()) } else { socket.set_bytes(libc::SOL_SOCKET, libc::SO_BINDTODEVICE, interface.as_bytes()) }
 }

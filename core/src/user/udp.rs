@@ -16,14 +16,16 @@ use super::config::HostForward;
 use super::datagram::{self, UDP_GRO};
 use super::flows::{Endpoint, Id};
 use super::icmp::{self, Trouble};
+use super::lack::Unopened;
 use super::migrate::Mapping;
 use super::shares::Kind;
-use super::socket::{Name, Socket, bind_outbound};
+use super::socket::{Name, Socket, bind_interface};
 use super::timer::Alarm;
 use super::wire::{self, Mac, Packet, Room, UDP, Way, put16};
 use super::{Arrival, Network, fragments, kind};
 use crate::frame::be16;
 use crate::offload::{GSO_UDP_L4, NEEDS_CSUM, VnetHeader};
+use crate::ports::Cause;
 
 pub const HEADER: usize = 8;
 pub const CHECKSUM: usize = 6;
@@ -145,6 +147,21 @@ impl Udp {
     }
 }
 
+/// A socket for a guest's port: of its family and no other, so that each family has all ports of this host.
+pub fn udp_socket(guest: Ipv6Addr) -> io::Result<Socket> {
+    if wire::v4(guest).is_some() {
+        return Socket::new(libc::AF_INET, libc::SOCK_DGRAM, 0);
+    }
+    let socket = Socket::new(libc::AF_INET6, libc::SOCK_DGRAM, 0)?;
+    socket.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+    Ok(socket)
+}
+
+/// All addresses of the guest's family.
+pub fn anywhere(guest: Ipv6Addr) -> Ipv6Addr {
+    if wire::v4(guest).is_some() { std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped() } else { Ipv6Addr::UNSPECIFIED }
+}
+
 fn is_unspecified(ip: Ipv6Addr) -> bool {
     wire::v4(ip).map_or(ip.is_unspecified(), |ip| ip.is_unspecified())
 }
@@ -187,12 +204,18 @@ impl Datagram {
 }
 
 impl Network {
-    pub(super) fn open_udp(&mut self, guest: Endpoint, mac: Mac) -> io::Result<Id> {
-        let is_v4 = wire::v4(guest.ip).is_some();
-        let socket = Socket::new(if is_v4 { libc::AF_INET } else { libc::AF_INET6 }, libc::SOCK_DGRAM, 0)?;
+    pub(super) fn open_udp(&mut self, guest: Endpoint, mac: Mac) -> Result<Id, Unopened> {
+        let lack = self.shares.lack(mac, Kind::Udp).or((self.udp.room() == 0).then_some(Cause::TxFlows));
+        if let Some(lack) = lack {
+            return Err(Unopened::Lack(lack));
+        }
+        let socket = udp_socket(guest.ip)?;
         let config = &self.core.config;
-        bind_outbound(&socket, config.subnet(guest.ip).and_then(|net| net.outbound), &config.interface)?;
-        self.add_udp(guest, socket, mac, false)
+        bind_interface(&socket, &config.interface)?;
+        // Now and not with the first datagram, which would be lost and nobody would know why.
+        let from = config.subnet(guest.ip).and_then(|net| net.outbound).unwrap_or(anywhere(guest.ip));
+        socket.bind(&Name::of(Endpoint { ip: from, port: 0 }))?;
+        Ok(self.add_udp(guest, socket, mac, false)?)
     }
 
     /// A socket of hostfwd's: what arrives there goes to the guest, what the guest sends from that port goes out there.

@@ -17,9 +17,10 @@ use super::config::Target;
 use super::datagram::{self, Beside, Message};
 use super::flows::{Endpoint, Id};
 use super::icmp::{self, Trouble};
+use super::lack::Unopened;
 use super::udp::{Datagram, HEADER};
 use super::wire::{Mac, Packet, UDP};
-use super::{Arrival, Network};
+use super::{Arrival, Fate, Network};
 
 /// Longer ones are not worth a copy.
 const LONG: usize = 16 << 10;
@@ -58,14 +59,14 @@ pub struct Gathered {
 impl Network {
     /// # Safety
     /// The frame is readable.
-    pub(super) unsafe fn take_udp(&mut self, arrival: &Arrival, packet: &Packet) {
+    pub(super) unsafe fn take_udp(&mut self, arrival: &Arrival, packet: &Packet) -> Fate {
         // SAFETY: as the caller promises.
-        let Some(Datagram { from, to, len, cut }) = (unsafe { Datagram::read(arrival, packet) }) else { return };
+        let Some(Datagram { from, to, len, cut }) = (unsafe { Datagram::read(arrival, packet) }) else { return Fate::Taken };
         let guest = Endpoint { ip: packet.source, port: from };
         let far = Endpoint { ip: packet.destination, port: to };
         let told = match self.target_of_datagram(guest, far) {
-            Target::Senseless | Target::Forward(_) => return,
-            Target::Refused if self.core.config.restrict => return,
+            Target::Senseless | Target::Forward(_) => return Fate::Taken,
+            Target::Refused if self.core.config.restrict => return Fate::Taken,
             Target::Refused => Trouble::NoPort,
             Target::Nobody => Trouble::NoHost,
             Target::Outside(_) if packet.ttl <= 1 && !self.core.config.owns(far.ip) => Trouble::TimeExceeded,
@@ -74,18 +75,18 @@ impl Network {
                     let at = arrival.at.wrapping_add(packet.transport + HEADER);
                     let beside = Beside { ttl: packet.ttl.saturating_sub(1).max(1), cut };
                     // SAFETY: the payload is within the packet, and that within the frame.
-                    return unsafe { self.send_udp(flow, to, far, at, len - HEADER, beside) };
+                    unsafe { self.send_udp(flow, to, far, at, len - HEADER, beside) };
+                    return Fate::Taken;
                 }
-                Err(error) => match error.raw_os_error().unwrap_or(0) {
-                    libc::ENOBUFS | libc::ENOMEM | libc::EMFILE | libc::ENFILE => return, // lost
-                    errno => Trouble::of(errno),
-                },
+                Err(Unopened::Lack(cause)) => return Fate::Lost(cause),
+                Err(Unopened::Failed(error)) => Trouble::of(error.raw_os_error().unwrap_or(0)),
             },
         };
-        let Some(by) = self.core.config.subnet(guest.ip).map(|net| net.host) else { return };
+        let Some(by) = self.core.config.subnet(guest.ip).map(|net| net.host) else { return Fate::Taken };
         // SAFETY: as the caller promises.
         let first = unsafe { arrival.copy(packet.transport, packet.end.min(packet.transport + 64)) };
         icmp::error(&mut self.core, by, guest.ip, far.ip, arrival.mac, UDP, &first, told);
+        Fate::Taken
     }
 
     /// Judge where a datagram goes; who was let in by hostfwd may be answered.
@@ -98,7 +99,7 @@ impl Network {
         udp.client(far, self.core.now_ms).map_or(target, Target::Outside)
     }
 
-    fn flow_of(&mut self, guest: Endpoint, mac: Mac) -> io::Result<Id> {
+    fn flow_of(&mut self, guest: Endpoint, mac: Mac) -> Result<Id, Unopened> {
         let id = match self.udp.find(&guest) {
             Some(id) => id,
             None => self.open_udp(guest, mac)?,

@@ -28,17 +28,16 @@ mod kernel;
 mod record;
 
 use std::io;
-use std::net::Ipv6Addr;
 use std::os::fd::RawFd;
 
-use super::Network;
 use super::flows::{Endpoint, Ends, Id};
 use super::held::Held;
 use super::ledger::Orphan;
 use super::shares::Kind;
-use super::socket::{Name, Socket, bind_outbound};
+use super::socket::{Name, Socket, bind_interface, bind_outbound};
 use super::tcp::{State, Tcp, flag};
 use super::wire::v4;
+use super::{Network, udp};
 pub use record::Mapping;
 use record::{Bytes, Connection, Flow, Lost, Neighbour, Net, Part, state};
 
@@ -434,13 +433,10 @@ fn named(flow: &Flow) -> String {
 
 /// The port that stood for the guest's elsewhere, or another where that is taken.
 fn udp_socket(mapping: &Mapping, interface: &str) -> io::Result<Socket> {
-    let socket = Socket::new(Name::of(mapping.guest).family(), libc::SOCK_DGRAM, 0)?;
-    if !interface.is_empty() {
-        bind_outbound(&socket, None, interface)?;
-    }
+    let socket = udp::udp_socket(mapping.guest.ip)?;
+    bind_interface(&socket, interface)?;
     if mapping.local.port != 0 && socket.bind(&Name::of(mapping.local)).is_err() {
-        let anywhere = if v4(mapping.guest.ip).is_some() { Ipv6Addr::from_bits(0xffff_0000_0000) } else { Ipv6Addr::UNSPECIFIED };
-        let _ = socket.bind(&Name::of(Endpoint { ip: anywhere, port: mapping.local.port }));
+        let _ = socket.bind(&Name::of(Endpoint { ip: udp::anywhere(mapping.guest.ip), port: mapping.local.port }));
     }
     Ok(socket)
 }
