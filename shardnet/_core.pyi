@@ -245,8 +245,8 @@ class Shard:
     def lock(self, port: int) -> list[int]:
         """TCP sockets that can move; they are to be switched to repair mode."""
 
-    def export(self, port: int) -> tuple[bytes, dict[str, int]]:
-        """The state of the flows, the locked sockets being in repair mode."""
+    def export(self, port: int, hand: bool = False) -> tuple[bytes, dict[str, int], list[int]]:
+        """The state of the flows, the locked sockets being in repair mode; `hand`: and the sockets that go along, which stay ours too."""
 
     def cut(self, port: int) -> None:
         """Reset the connections whose sockets are not locked: their far ends now, their guests when the network goes on."""
@@ -254,8 +254,13 @@ class Shard:
     def release(self, port: int) -> None:
         """Let go of all flows; locked sockets, in repair mode, end without a word."""
 
-    def stage(self, port: int, sections: Sequence[bytes]) -> list[tuple[int, int, int]]:
-        """Check the states of all shards of a network, ValueError says why not; sockets for repair mode, with room to send and to receive in bytes."""
+    def stage(
+        self, port: int, sections: Sequence[bytes], handed: Sequence[Sequence[int]] = ()
+    ) -> list[tuple[int, int, int]]:
+        """Check the states of all shards of a network, ValueError says why not; sockets for repair mode, with room to send and to receive in bytes.
+
+        `handed` are the sockets that came with each state. They are the network's from here on.
+        """
 
     def adopt(self, port: int) -> dict[str, int]:
         """Build the staged connections anew in sockets that are in repair mode; ValueError where one cannot be, `forget` is right then."""

@@ -3,7 +3,8 @@
     magic and version (8) | how long it is (8) | length, head | length, section of a shard | ... | SHA-256 of all before (32)
 
 Numbers are big-endian, lengths have four bytes in front of the head and eight in front of a section. The head is a msgpack map: `lab`
-and `port` whose it was, and `leases`, lines as DHCP services keep them.
+and `port` whose it was, `leases`, lines as DHCP services keep them, and for each section how many sockets go along (`handed`), and
+of which forwards (`hostfwd`, deposits as shardnet/workers/user.py names them).
 Sections are the core's (core/src/user/migrate/record.rs). Whoever reads one trusts nothing in it; the checksum is against accidents.
 """
 
@@ -20,6 +21,7 @@ FRONT = struct.Struct(">7sBQ")
 HEAD_LENGTH, SECTION_LENGTH = struct.Struct(">I"), struct.Struct(">Q")
 SUM = 32
 SECTIONS_MAX = 64
+HANDED_MAX = 1 << 20
 
 
 def pack(head: dict[str, Any], sections: Sequence[bytes]) -> bytes:
@@ -51,16 +53,26 @@ def unpack(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     at, end = FRONT.size, length - SUM
     packed, at = _part(data, at, end, HEAD_LENGTH)
     head = control.unpack(packed)
-    leases = head.get("leases")
+    leases, handed, hostfwd = head.get("leases"), head.get("handed"), head.get("hostfwd")
     if not isinstance(leases, list) or not all(isinstance(line, str) for line in leases):
         raise ValueError("damaged: no leases in its head")
+    if not isinstance(handed, list) or not all(type(count) is int and 0 <= count <= HANDED_MAX for count in handed):
+        raise ValueError("damaged: no numbers of sockets in its head")
+    if not isinstance(hostfwd, list) or not all(isinstance(keys, list) and all(map(_is_key, keys)) for keys in hostfwd):
+        raise ValueError("damaged: no forwards in its head")
     sections = []
     while at < end:
         section, at = _part(data, at, end, SECTION_LENGTH)
         sections.append(section)
     if not 1 <= len(sections) <= SECTIONS_MAX:
         raise ValueError(f"{len(sections)} sections, a state has 1 to {SECTIONS_MAX}")
+    if not len(sections) == len(handed) == len(hostfwd):
+        raise ValueError("damaged: its head is of another number of sections")
     return head, sections
+
+
+def _is_key(key: Any) -> bool:
+    return isinstance(key, str) and len(key.split(" ")) == 3
 
 
 def _length(front: bytes) -> int:

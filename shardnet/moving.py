@@ -8,7 +8,9 @@
     thaw      [helper]           go on: with what was restored, or with what was not released
     forget                       have nothing of what was restored, and be as before
 
-The brackets have the descriptors that come with the question. Repair mode is switched by the helper (bin/shardnet-repair), whose
+The brackets have the descriptors that come with the question. With `hand` in the place of the helper's comes a channel, by which the
+sockets themselves are given to a network of the same namespace, and with them those of `hostfwd`; `handed` says how many of them each
+section has, `hostfwd` the deposits that the last ones are. The far end has nothing in them until it goes on. Repair mode is switched by the helper (bin/shardnet-repair), whose
 connection comes with the question too, and is kept until the network goes on. Without one, connections are reset.
 
 A network that nobody says the next word to goes on by itself after `hold_s`, and logs it: who froze it may have died. What was released
@@ -24,12 +26,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shardnet import _core, migration
+from shardnet import _core, hands, migration
 
 if TYPE_CHECKING:
     from shardnet import worker
 
-FDS_MAX = 250  # bin/shardnet-repair
+HANDED = ("hostfwd tcp:", "hostfwd udp:")  # deposits of shardnet/workers/user.py; the file of a unix socket is its lab's
 SIZES = struct.Struct(">II")
 ANSWER_S = 2.0
 HOLD_S = 60.0
@@ -44,6 +46,7 @@ class Moving:
         self.state = ""  # frozen, cut, released, waiting, restored
         self.helper: socket.socket | None = None
         self.timer: int | None = None
+        self.given: list[str] = []  # deposits of forwards that are to be ours
         self.awaits = False  # it was frozen for flows to come, and stays so while they do not
 
     def asked(self, what: str, args: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:
@@ -58,6 +61,14 @@ class Moving:
         files, helper = fds[: step.files], fds[step.files : step.files + 1]
         if len(files) < step.files:
             raise ValueError("a descriptor for the state is needed")
+        if args.get("hand"):
+            if not step.files or not helper:
+                raise ValueError("hand: this step passes no sockets on, or a channel for them is needed")
+            with socket.socket(fileno=os.dup(helper[0])) as channel:
+                channel.settimeout(ANSWER_S)
+                found = step.do(self, *files, channel, args)
+            self._watch(float(hold_s))
+            return found
         if helper:
             self._let_go_of_helper()
             self.helper = socket.socket(fileno=os.dup(helper[0]))
@@ -76,18 +87,24 @@ class Moving:
     def shard(self) -> _core.Shard:
         return self.place.shard
 
-    def _freeze(self, state: int) -> dict[str, Any]:
+    def _freeze(
+        self, state: int, channel: socket.socket | None = None, args: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         began, port = time.monotonic(), self.place.port
         self.shard.freeze(port)
-        why = self._lock()
-        section, counts = self.shard.export(port)
+        why = "" if channel else self._lock()
+        section, counts, fds = self.shard.export(port, channel is not None)
+        hostfwd = {key: fd for key, fd in self.place.kept.items() if key.startswith(HANDED)} if channel else {}
         try:
             _write(state, section)
+            if channel is not None:
+                hands.give(channel, [*fds, *hostfwd.values()])
         except OSError as error:
             self._thaw()
             raise ValueError(f"the state cannot be written: {error.strerror}") from None
         self._be("frozen", "its flows are to move, it is frozen")
-        return {**counts, "bytes": len(section), "ms": _ms(began), "why": why}
+        told = {"handed": len(fds), "hostfwd": list(hostfwd)}
+        return {**counts, **told, "bytes": len(section), "ms": _ms(began), "why": why}
 
     def _lock(self) -> str:
         """Lock the connections that can go and have them in repair mode; why that cannot be, or nothing."""
@@ -125,12 +142,15 @@ class Moving:
         self._be("waiting", "flows of another network are to come, it is frozen")
         return {}
 
-    def _restore(self, state: int) -> dict[str, Any]:
+    def _restore(
+        self, state: int, channel: socket.socket | None = None, args: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         began, port = time.monotonic(), self.place.port
         _, sections = migration.unpack(_read(state))
+        handed = [] if channel is None or args is None else self._taken(channel, args)
         self.shard.freeze(port)
         try:
-            wanted = self.shard.stage(port, sections)
+            wanted = self.shard.stage(port, sections, handed)
             if wanted and self.helper is None:
                 raise ValueError("no helper for TCP_REPAIR")
             self._switch("+", wanted)
@@ -143,6 +163,27 @@ class Moving:
         self._be("restored", "flows of another network are here, it is frozen")
         return {**counts, "ms": _ms(began)}
 
+    def _taken(self, channel: socket.socket, args: Mapping[str, Any]) -> list[list[int]]:
+        """Take the sockets that come: those of flows for each section; those of forwards are kept for when the forwards come."""
+        counts: Any = args.get("handed")
+        keys: Any = args.get("hostfwd")
+        if not _are(counts, int) or not _are(keys, str) or not all(0 <= count <= migration.HANDED_MAX for count in counts):
+            raise ValueError("handed, hostfwd: how many sockets each section has, and the forwards' deposits are meant")
+        try:
+            fds = hands.take(channel, sum(counts) + len(keys))
+        except OSError as error:
+            raise ValueError(f"the sockets did not come: {error.strerror or error}") from None
+        handed = []
+        for count in counts:
+            handed.append(fds[:count])
+            del fds[:count]
+        for key, fd in zip(keys, fds, strict=True):
+            if key.startswith(HANDED) and key not in self.place.kept:
+                self.place.deposit(key, fd)
+                self.given.append(key)
+            os.close(fd)
+        return handed
+
     def _thaw(self) -> dict[str, Any]:
         began, port = time.monotonic(), self.place.port
         fds, repaired = self.shard.locked(port), True
@@ -153,12 +194,15 @@ class Moving:
             self.place.log(f"{len(fds)} connections are reset: the helper for TCP_REPAIR: {error.strerror or error}")
         self.shard.thaw(port, repaired)
         self._let_go_of_helper()
-        self.state, self.awaits = "", False
+        self.state, self.awaits, self.given = "", False, []
         self.told()
         return {"ms": _ms(began)}
 
     def _forget(self) -> dict[str, Any]:
         self.shard.forget(self.place.port)
+        for key in self.given:
+            self.place.forget(key)
+        self.given = []
         return self._wait_on() if self.awaits else self._thaw()
 
     def _be(self, state: str, detail: str) -> None:
@@ -180,8 +224,8 @@ class Moving:
 
     def _switch(self, way: str, wanted: Sequence[tuple[int, int, int]]) -> None:
         """Have the helper switch sockets, given with the room that their buffers need; OSError where it does not."""
-        for first in range(0, len(wanted), FDS_MAX):
-            some = wanted[first : first + FDS_MAX]
+        for first in range(0, len(wanted), hands.FDS_MAX):
+            some = wanted[first : first + hands.FDS_MAX]
             if self.helper is None:
                 raise OSError(0, "there is none")
             data = way.encode() + b"".join(SIZES.pack(send, receive) for _, send, receive in some)
@@ -213,6 +257,10 @@ STEPS = {
     "thaw": Step(Moving._thaw, "frozen", "cut", "released", "waiting", "restored"),
     "forget": Step(Moving._forget, "waiting", "restored"),
 }
+
+
+def _are(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(type(one) is kind for one in value)
 
 
 def _ms(began: float) -> float:

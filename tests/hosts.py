@@ -53,20 +53,22 @@ class Hosts:
         self.guest.run("ip", "route", "add", "default", "via", "10.0.2.2")
         self.guest.run("ip", "route", "add", "default", "via", "fec0::2", "dev", "wire")
         self.labs: dict[str, labs.Lab] = {}
-        for name, host in self.hosts.items():
-            text = LAB.format(name=name, guest=self.guest.name, options=options.get(name, options.get("", "")))
-            with links.namespace(host.name):
-                self.labs[name] = lab(text, name=name)
-            self.labs[name].until_up("net0", f"t{name}")
-            self.guest.run("ip", "link", "set", f"t{name}", "up")
+        for name in self.hosts:
+            self.begin(lab, name, options.get(name, options.get("", "")))
         self.route("a")
         self.plug("a")
 
-    def another(self, lab: Callable[..., labs.Lab], name: str, host: str) -> None:
-        """A lab more on one of the hosts, without a guest."""
-        with links.namespace(self.hosts[host].name):
-            self.labs[name] = lab("[user net0]\n", name=name)
-        self.labs[name].until_up("net0")
+    def begin(self, lab: Callable[..., labs.Lab], name: str, options: str = "") -> None:
+        text = LAB.format(name=name, guest=self.guest.name, options=options)
+        with links.namespace(self.hosts[name].name):
+            self.labs[name] = lab(text, name=name)
+        self.labs[name].until_up("net0", f"t{name}")
+        self.guest.run("ip", "link", "set", f"t{name}", "up")
+
+    def another(self, lab: Callable[..., labs.Lab], name: str, host: str, options: str = "") -> None:
+        """A lab more on one of the hosts."""
+        self.hosts[name] = self.hosts[host]
+        self.begin(lab, name, options)
 
     def route(self, name: str) -> None:
         """Have what goes to the address that moves go to this host."""
@@ -80,8 +82,9 @@ class Hosts:
             yield ["ip", "-n", self.far.name, "neigh", "replace", address, *at]
 
     def plugging(self, name: str) -> Iterator[list[str]]:
-        other = "b" if name == "a" else "a"
-        yield ["ip", "-n", self.guest.name, "link", "set", f"t{other}", "nomaster"]
+        for other in self.labs:
+            if other != name:
+                yield ["ip", "-n", self.guest.name, "link", "set", f"t{other}", "nomaster"]
         yield ["ip", "-n", self.guest.name, "link", "set", f"t{name}", "master", "wire"]
 
     def plug(self, name: str) -> None:
@@ -100,12 +103,12 @@ class Hosts:
         return ["env", *variables, str(labs.SHARDNET), "migrate", "receive", *options, "net0"]
 
     def move(
-        self, *options: str, there: str = "b", between: str = "", receive: tuple[str, ...] = (), status: int = 0
+        self, *options: str, there: str = "b", here: str = "", between: str = "", receive: tuple[str, ...] = (), status: int = 0
     ) -> str:
         """Move the flows of the other host's network here."""
-        here = self.labs["b" if there == "a" else "a"]
+        source = self.labs[here or ("b" if there == "a" else "a")]
         words = ["migrate", "move", "-o", "json", "--between", between or self.between(there), *options, "net0"]
-        return here.shardnet(*words, "--", *self.receive(there, *receive), status=status)
+        return source.shardnet(*words, "--", *self.receive(there, *receive), status=status)
 
 
 def add(where: object, address: str, device: str, alone: bool = False) -> None:

@@ -54,7 +54,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from shardnet import control, migration
+from shardnet import control, hands, migration
 from shardnet.cli import FAILED, Failure, table, usage
 
 SOCKET = "/run/shardnet-repair.sock"
@@ -118,13 +118,23 @@ class Network:
             if one["kind"] == "dhcp" and one["switch"] == port["switch"] and one["behind"] in ("", name)
         ]  # fmt: skip
         self.helpers = helpers
+        self.rules: list[str] = []  # of hostfwd, whose sockets both networks have
 
     def ready(self) -> "dict[str, socket.socket | None]":
         """A connection to the helper for each shard, which answers; or None."""
         return {shard: self.helpers() for shard in self.shards}
 
-    def freeze(self, helpers: "dict[str, socket.socket | None] | None" = None) -> tuple[bytes, dict[str, Any]]:
-        """Freeze the network; the state of its flows, and how many there are."""
+    @property
+    def namespace(self) -> str:
+        """Where its sockets are."""
+        return str(self.lab.ask(self.name, "network")["namespace"])
+
+    def freeze(
+        self,
+        helpers: "dict[str, socket.socket | None] | None" = None,
+        channels: "dict[str, socket.socket] | None" = None,
+    ) -> tuple[bytes, dict[str, Any]]:
+        """Freeze the network; the state of its flows, and how many there are. By `channels` each shard gives its sockets."""
         helpers = self.ready() if helpers is None else helpers
         leases = [row["line"] for name in self.dhcp for row in self.lab.rows(name, "lines")]
         told: list[dict[str, Any]] = []
@@ -132,30 +142,40 @@ class Network:
         try:
             for shard in self.shards:
                 with _memory() as file:
-                    told.append(self._ask(shard, "freeze", helpers[shard], file))
+                    told.append(self._ask(shard, "freeze", helpers[shard], file, channels[shard] if channels else None))
                     sections.append(_content(file))
         except BaseException:
             for shard in self.shards[: len(told)]:
                 with contextlib.suppress(control.Error):
                     self._ask(shard, "thaw", None)
             raise
-        state = migration.pack({"lab": self.lab.lab, "port": self.name, "leases": leases}, sections)
+        handed = [one["handed"] for one in told]
+        hostfwd = [one["hostfwd"] for one in told]
+        head = {"lab": self.lab.lab, "port": self.name, "leases": leases, "handed": handed, "hostfwd": hostfwd}
+        state = migration.pack(head, sections)
         why = next((one["why"] for one in told if one["why"]), "")
+        self.rules = _rules(hostfwd)
         return state, {**_sum(told), "bytes": len(state), "why": why}
 
-    def restore(self, state: bytes, helpers: "dict[str, socket.socket | None] | None" = None) -> dict[str, Any]:
-        """Have the flows of a state stand here, frozen, or have nothing of them."""
+    def restore(
+        self,
+        state: bytes,
+        helpers: "dict[str, socket.socket | None] | None" = None,
+        channels: Sequence[socket.socket] = (),
+    ) -> dict[str, Any]:
+        """Have the flows of a state stand here, frozen, or have nothing of them. By `channels` come the sockets of each section."""
         try:
             head, _ = migration.unpack(state)
         except ValueError as why:
             raise Failure(f"{self.name}: {why}") from None
         helpers = self.ready() if helpers is None else helpers
         told: list[dict[str, Any]] = []
-        with _memory() as file:
+        with _memory() as file, _sockets(head, channels) as (sockets, args):
             _fill(file, state)
             try:
                 for shard in self.shards:
-                    told.append(self._ask(shard, "restore", helpers[shard], file))
+                    told.append(self._restore(shard, helpers[shard], file, sockets if channels else None, args))
+                self.rules = _rules(head["hostfwd"]) if channels else []
                 for name in self.dhcp:
                     for first in range(0, len(head["leases"]), LINES_ATONCE):
                         self.lab.ask(name, "adopt", lines=head["leases"][first : first + LINES_ATONCE])
@@ -165,6 +185,26 @@ class Network:
                         self._ask(shard, "forget", None)
                 raise
         return _sum(told)
+
+    def take_forwards(self) -> None:
+        """Forward as the other network did: the sockets have come."""
+        if self.rules:
+            self.lab.forward_add(*self.rules, port=self.name)
+
+    def end_forwards(self) -> None:
+        """Listen no more where the other network does."""
+        if self.rules:
+            self.lab.forward_remove(*self.rules, port=self.name)
+
+    def _restore(
+        self, shard: str, helper: socket.socket | None, file: int, sockets: Sequence[int] | None, args: dict[str, Any]
+    ) -> dict[str, Any]:
+        if sockets is None:
+            return self._ask(shard, "restore", helper, file)
+        near, far = hands.channel()
+        with near, far:
+            hands.give(near, sockets)
+            return self._ask(shard, "restore", None, file, far, **args)
 
     def each(self, step: str, anew: bool = False) -> None:
         """Have all shards do a step; one that cannot does not hold up the others. `anew`: with a helper in the place of that before."""
@@ -177,20 +217,36 @@ class Network:
         if wrong:
             raise wrong[0]
 
-    def _ask(self, shard: str, what: str, helper: socket.socket | None, file: int | None = None) -> dict[str, Any]:
-        fds = [*([] if file is None else [file]), *([] if helper is None else [helper.fileno()])]
-        return self.lab.ask(shard, what, fds, hold_s=self.hold_s)
+    def _ask(
+        self,
+        shard: str,
+        what: str,
+        helper: socket.socket | None,
+        file: int | None = None,
+        channel: socket.socket | None = None,
+        **args: Any,
+    ) -> dict[str, Any]:
+        more = channel or helper
+        fds = [*([] if file is None else [file]), *([] if more is None else [more.fileno()])]
+        if channel is not None:
+            args["hand"] = True
+        return self.lab.ask(shard, what, fds, hold_s=self.hold_s, **args)
 
 
 def _move(network: Network, command: Sequence[str], between: str | None) -> dict[str, Any]:
-    helpers = network.ready()
-    with _far(command) as far:
-        far.hear("awaits")
+    helpers, here = network.ready(), network.namespace
+    with _far(command) as far, contextlib.ExitStack() as opened:
+        there = far.hear("awaits").get("namespace")
+        channels: dict[str, tuple[socket.socket, socket.socket]] = {}
+        if here and here == there:
+            channels = {shard: hands.channel() for shard in network.shards}
+            for end in (end for ends in channels.values() for end in ends):
+                opened.enter_context(end)
         began = time.monotonic()
-        state, counts = network.freeze(helpers)
+        state, counts = network.freeze(helpers, {shard: near for shard, (near, _) in channels.items()})
         frozen = time.monotonic()
         try:
-            far.say(state)
+            far.say(state, [its.fileno() for _, its in channels.values()])
             stood = far.hear("stands")
             network.each("cut")
             standing = time.monotonic()
@@ -206,8 +262,10 @@ def _move(network: Network, command: Sequence[str], between: str | None) -> dict
         far.say(GO)
         far.hear("goes on")
         ended = time.monotonic()
+        network.end_forwards()
     return {
         **{key: stood[key] for key in COUNTS},
+        "way": "handed" if channels else "rebuilt",
         "bytes": counts["bytes"],
         "silent_ms": round(1000 * (ended - began), 1),
         "freeze_ms": round(1000 * (frozen - began), 1),
@@ -219,8 +277,15 @@ def _move(network: Network, command: Sequence[str], between: str | None) -> dict
 
 def _receive(network: Network) -> None:
     helpers = network.ready()
-    _tell("awaits")
-    counts = network.restore(_read_state(), helpers)
+    with contextlib.ExitStack() as opened:
+        near = _near()
+        # Only by a socket of this host, that nothing has passed on, sockets can come.
+        _tell("awaits", namespace=network.namespace if near else "")
+        channels: list[socket.socket] = []
+        state = _read_state(lambda size: _first(near, size, channels) if near else sys.stdin.buffer.read(size))
+        for channel in channels:
+            opened.enter_context(channel).settimeout(10)
+        counts = network.restore(state, helpers, channels)
     try:
         _tell("stands", **counts)
         if sys.stdin.buffer.readline(len(GO)) != GO:
@@ -228,20 +293,72 @@ def _receive(network: Network) -> None:
     except BaseException:
         network.each("forget")
         raise
-    network.each("thaw")
+    try:
+        network.take_forwards()  # no earlier: the other network listens until it has let go
+    finally:
+        network.each("thaw")
     _tell("goes on")
+
+
+def _near() -> socket.socket | None:
+    """Standard input, where it is a socket of this host."""
+    try:
+        near = socket.socket(fileno=os.dup(0))
+    except OSError:
+        return None
+    if (near.family, near.type) == (socket.AF_UNIX, socket.SOCK_STREAM):
+        return near
+    near.close()
+    return None
+
+
+def _first(near: socket.socket, size: int, channels: list[socket.socket]) -> bytes:
+    """Read so many bytes, fewer at the end, and the descriptors that come with them."""
+    found = bytearray()
+    while len(found) < size:
+        data, fds, _, _ = socket.recv_fds(near, min(size - len(found), 1 << 20), migration.SECTIONS_MAX)
+        channels += (socket.socket(fileno=fd) for fd in fds)
+        if not data:
+            break
+        found += data
+    return bytes(found)
+
+
+@contextlib.contextmanager
+def _sockets(
+    head: dict[str, Any], channels: Sequence[socket.socket]
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """What comes by the channels, for as long as the block: sockets of all sections, then of forwards; what a worker is told of them."""
+    flows: list[int] = []
+    forwards: dict[str, int] = {}
+    hands.widen()
+    try:
+        for channel, count, keys in zip(channels, head["handed"], head["hostfwd"], strict=True) if channels else ():
+            found = hands.take(channel, count + len(keys))
+            flows += found[:count]
+            forwards |= zip(keys, found[count:], strict=True)
+        yield [*flows, *forwards.values()], {"handed": head["handed"], "hostfwd": list(forwards)}
+    except (OSError, ValueError) as error:
+        raise Failure(f"the sockets did not come: {error}") from None
+    finally:
+        hands.close([*flows, *forwards.values()])
+
+
+def _rules(hostfwd: Sequence[Sequence[str]]) -> list[str]:
+    """The rules whose deposits these are (shardnet/workers/user.py): hostfwd RULE STEP."""
+    return list(dict.fromkeys(key.split(" ")[1] for keys in hostfwd for key in keys))
 
 
 class Far:
     """The command that takes the flows, as it is spoken with."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", words: Sequence[str]) -> None:
-        self.process, self.name = process, " ".join(words)
+    def __init__(self, process: "subprocess.Popen[bytes]", line: socket.socket, words: Sequence[str]) -> None:
+        self.process, self.line, self.name = process, line, " ".join(words)
 
-    def say(self, data: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has said why, and `hear` says that it ended
-            _pipe(self.process.stdin).write(data)
-            _pipe(self.process.stdin).flush()
+    def say(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has said why, and `hear` says that it ended
+            sent = socket.send_fds(self.line, [data], list(fds)) if fds else 0
+            self.line.sendall(memoryview(data)[sent:])
 
     def hear(self, wanted: str) -> dict[str, Any]:
         """What it says next, which has to be this."""
@@ -259,12 +376,13 @@ class Far:
 @contextlib.contextmanager
 def _far(words: Sequence[str]) -> Iterator[Far]:
     """Run the command for as long as the block; it has to end well after it."""
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    line, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with its:
+        process = subprocess.Popen(words, stdin=its.fileno(), stdout=subprocess.PIPE)
     try:
-        yield Far(process, words)
+        yield Far(process, line, words)
     finally:
-        with contextlib.suppress(BrokenPipeError):
-            _pipe(process.stdin).close()
+        line.close()
         _pipe(process.stdout).close()
         process.wait()
 
@@ -343,9 +461,9 @@ def _fill(fd: int, data: bytes) -> None:
         file.write(data)
 
 
-def _read_state() -> bytes:
+def _read_state(read: "Callable[[int], bytes] | None" = None) -> bytes:
     try:
-        return migration.receive(sys.stdin.buffer.read)
+        return migration.receive(read or sys.stdin.buffer.read)
     except ValueError as why:
         raise Failure(f"standard input: {why}") from None
 

@@ -36,7 +36,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shardnet import _core, addresses, answers, forwards, kinds, moving, options
+from shardnet import _core, addresses, answers, forwards, hands, kinds, moving, options
 from shardnet.dhcp import server, server6, settings
 from shardnet.dns import settings as names
 from shardnet.smb import settings as smb
@@ -276,7 +276,7 @@ class Port:
             "host6": given.host6,
         }
         told = {key: None if value is None else str(value) for key, value in found.items()}
-        return {**told, "mtu": given.mtu, "resolvers": given.resolvers}
+        return {**told, "mtu": given.mtu, "resolvers": given.resolvers, "namespace": hands.namespace()}
 
     def handed(self, what: str, args: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:
         """The steps of a move."""
@@ -407,9 +407,7 @@ class Port:
 
 def _descriptors() -> int:
     """How many descriptors this process may have for flows: as many as the system allows it, without those for the rest."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    hands.widen()
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(16, allowed - RESERVED) if allowed != resource.RLIM_INFINITY else sys.maxsize
 

@@ -1,7 +1,7 @@
 //! The loop of a worker, for its process.
 
 use std::collections::HashMap;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyInterruptedError, PyValueError};
@@ -17,6 +17,7 @@ use crate::port::vhost::{Extent, Places};
 use crate::port::{Dgram, Packet, Stream, Vhost};
 use crate::ports::{NO_LINK, NOBODY, Worker};
 use crate::shard::{self, News};
+use crate::user::Way;
 
 #[pyclass(module = "shardnet._core", unsendable)]
 pub struct Shard {
@@ -296,9 +297,11 @@ impl Shard {
         Ok(self.network(port)?.lock())
     }
 
-    fn export<'py>(&mut self, py: Python<'py>, port: usize) -> PyResult<(Bound<'py, PyBytes>, super::user::Counts)> {
-        let (state, counts) = self.network(port)?.export();
-        Ok((PyBytes::new(py, &state), super::user::counts(counts)))
+    #[pyo3(signature = (port, hand = false))]
+    fn export<'py>(&mut self, py: Python<'py>, port: usize, hand: bool) -> PyResult<(Bound<'py, PyBytes>, super::user::Counts, Vec<RawFd>)> {
+        let way = if hand { Way::Hand } else { Way::Read };
+        let (state, counts, fds) = self.network(port)?.export(way);
+        Ok((PyBytes::new(py, &state), super::user::counts(counts), fds))
     }
 
     fn cut(&mut self, port: usize) -> PyResult<()> {
@@ -311,8 +314,12 @@ impl Shard {
         Ok(())
     }
 
-    fn stage(&mut self, port: usize, sections: Vec<Vec<u8>>) -> PyResult<Vec<(RawFd, u32, u32)>> {
-        self.network(port)?.stage(&sections).map_err(PyValueError::new_err)
+    #[pyo3(signature = (port, sections, handed = Vec::new()))]
+    fn stage(&mut self, port: usize, sections: Vec<Vec<u8>>, handed: Vec<Vec<RawFd>>) -> PyResult<Vec<(RawFd, u32, u32)>> {
+        // SAFETY: whoever calls has just received these descriptors, and leaves them to us.
+        let own = |fd: RawFd| unsafe { OwnedFd::from_raw_fd(fd) };
+        let handed = handed.into_iter().map(|fds| fds.into_iter().map(own).collect()).collect();
+        self.network(port)?.stage(&sections, handed).map_err(PyValueError::new_err)
     }
 
     fn adopt(&mut self, port: usize) -> PyResult<super::user::Counts> {

@@ -129,6 +129,7 @@ impl Network {
             && let Some((_, udp)) = self.udp.remove(flow)
         {
             listener.taken += udp.traffic.datagrams_to_guest;
+            self.core.epoll.remove(udp.socket.fd()); // the socket may be another network's by now, and stay open
             self.shares.give_back(udp.owner, Kind::Udp);
         }
     }

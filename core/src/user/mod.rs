@@ -69,7 +69,7 @@ use flows::{Ends, Id, Table};
 use fragments::Reassembly;
 use intake::{Arrival, Fate};
 use ledger::{Ledger, Orphan};
-pub use migrate::Counts;
+pub use migrate::{Counts, Way};
 pub use service::Answer;
 use shares::{Kind, Shares};
 use socket::Socket;

@@ -89,6 +89,8 @@ pub mod flag {
     pub const FAR_ENDED: u32 = 1 << 19;
     /// It is being moved: its socket is locked.
     pub const LOCKED: u32 = 1 << 20;
+    /// It is being moved: another network of this host has its socket too.
+    pub const HANDED: u32 = 1 << 26;
     /// What is so for whoever has the flow.
     pub const LASTING: u32 = GUEST_FIN | SHUT | FIN_SENT | FIN_ACKED | SACK | SCALED | KNOWN | FAR_ENDED;
     /// The socket was written to, so that the next small write would wait for the far end's ACK if it may.

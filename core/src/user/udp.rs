@@ -43,7 +43,7 @@ const CLIENTS: usize = 256;
 const EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLET) as u32;
 
 pub struct Udp {
-    socket: Socket,
+    pub(super) socket: Socket,
     pub mac: Mac,
     /// Whose share it is.
     pub owner: Mac,
@@ -107,6 +107,7 @@ impl Udp {
             from_guest: traffic.from_guest,
             to_guest: traffic.to_guest,
             datagrams_to_guest: traffic.datagrams_to_guest,
+            handed: None,
         })
     }
 

@@ -6,15 +6,17 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv6Addr;
+use std::os::fd::OwnedFd;
 
 use super::kernel::QUEUE_MOST;
-use super::named;
+use super::{lost, named};
 use super::record::{Connection, Flow, Lost, Mapping, Neighbour, Net, State, end, state};
 use crate::frame;
 use crate::user::Network;
 use crate::user::config::{Config, Served, Subnet, Target};
 use crate::user::flows::{Endpoint, Ends};
 use crate::user::shares::Kind;
+use crate::user::socket::Socket;
 use crate::user::tcp::{MSS_LEAST, SCALE, flag};
 use crate::user::wire::{Mac, is_loopback, v4};
 
@@ -25,40 +27,50 @@ const PARTS_MOST: usize = 1024;
 
 /// What of several engines' states is for one.
 pub(super) struct Wanted {
-    pub tcp: Vec<Flow>,
-    pub udp: Vec<Mapping>,
+    /// Each with its socket, where that came along.
+    pub tcp: Vec<(Flow, Option<Socket>)>,
+    pub udp: Vec<(Mapping, Option<Socket>)>,
     pub lost: Vec<Lost>,
     pub neighbours: Vec<Neighbour>,
 }
 
 impl Network {
-    pub(super) fn check(&self, sections: &[Vec<u8>]) -> Result<Wanted, String> {
+    pub(super) fn check(&self, sections: &[Vec<u8>], handed: Vec<Vec<OwnedFd>>) -> Result<Wanted, String> {
         let config = &self.core.config;
         let mut wanted = Wanted { tcp: Vec::new(), udp: Vec::new(), lost: Vec::new(), neighbours: Vec::new() };
         let (mut seen, mut ports) = (HashSet::new(), HashSet::new());
-        for section in sections {
+        let came = handed.into_iter().chain(std::iter::repeat_with(Vec::new));
+        for (section, came) in sections.iter().zip(came) {
+            let mut came = Came(came.into_iter().map(Some).collect());
             let state = State::read(section).ok_or("damaged: no state of a network's flows")?;
             same_network("IPv4", state.v4.as_ref(), config.v4.as_ref())?;
             same_network("IPv6", state.v6.as_ref(), config.v6.as_ref())?;
             for flow in state.tcp {
-                self.check_flow(&flow).map_err(|why| format!("{}: {why}", named(&flow)))?;
+                let wrong = |why: &str| format!("{}: {why}", named(&flow));
+                let socket = came.take(flow.handed, libc::IPPROTO_TCP).map_err(wrong)?;
+                self.check_flow(&flow, socket.as_ref()).map_err(wrong)?;
                 let ends = Ends { guest: flow.guest, far: flow.far };
                 if !seen.insert(ends) || self.tcp.find(&ends).is_some() {
                     return Err(format!("{}: is here already", named(&flow)));
                 }
-                if self.has(flow.guest, flow.far) {
-                    wanted.tcp.push(flow);
+                if !self.has(flow.guest, flow.far) {
+                    continue;
+                }
+                match socket {
+                    Some(socket) if socket.peer().is_none() => wanted.lost.push(lost(&flow)), // it has ended meanwhile
+                    socket => wanted.tcp.push((flow, socket)),
                 }
             }
             for mapping in state.udp {
                 if !is_guest(config, mapping.guest) || v4(mapping.local.ip).is_some() != v4(mapping.guest.ip).is_some() {
                     return Err(format!("udp {}: no guest of this network", mapping.guest));
                 }
+                let socket = came.take(mapping.handed, libc::IPPROTO_UDP).map_err(|why| format!("udp {}: {why}", mapping.guest))?;
                 let shards = config.spread.ports.len();
                 let is_ours = shards == 0 || frame::spread_of_source(mapping.guest.ip) as usize % shards == config.spread.share;
                 // A forward of ours, or a flow of the guest's that has been here since, is left as it is.
                 if ports.insert(mapping.guest) && is_ours && self.udp.find(&mapping.guest).is_none() {
-                    wanted.udp.push(mapping);
+                    wanted.udp.push((mapping, socket));
                 }
             }
             wanted.lost.extend(state.lost.into_iter().filter(|lost| self.has(lost.guest, lost.far)));
@@ -86,7 +98,8 @@ impl Network {
             return refuse("flows (descriptors: ulimit -Hn)", wanted.tcp.len() + wanted.udp.len(), self.shares.room());
         }
         let mut each: HashMap<(Mac, bool), usize> = HashMap::new();
-        let owners = wanted.tcp.iter().map(|flow| (flow.owner, true)).chain(wanted.udp.iter().map(|mapping| (mapping.owner, false)));
+        let owners = wanted.tcp.iter().map(|(flow, _)| (flow.owner, true));
+        let owners = owners.chain(wanted.udp.iter().map(|(mapping, _)| (mapping.owner, false)));
         owners.for_each(|owner| *each.entry(owner).or_default() += 1);
         for ((owner, is_tcp), count) in each {
             let room = self.shares.room_of(owner, if is_tcp { Kind::Tcp } else { Kind::Udp });
@@ -97,7 +110,7 @@ impl Network {
         Ok(())
     }
 
-    fn check_flow(&self, flow: &Flow) -> Result<(), &'static str> {
+    fn check_flow(&self, flow: &Flow, handed: Option<&Socket>) -> Result<(), &'static str> {
         let config = &self.core.config;
         if !is_guest(config, flow.guest) {
             return Err("no guest of this network");
@@ -106,15 +119,42 @@ impl Network {
             return Err("a far end that is none");
         }
         check_numbers(flow)?;
-        match &flow.socket {
-            None if flow.state == state::RESTING => Ok(()),
-            Some(_) if flow.state == state::RESTING => Err("over, and connected"),
-            None => Err("not over, and not connected"),
-            Some(connection) => {
+        match (&flow.socket, handed) {
+            (None, None) if flow.state == state::RESTING => Ok(()),
+            _ if flow.state == state::RESTING => Err("over, and connected"),
+            (None, None) => Err("not over, and not connected"),
+            (Some(_), Some(_)) => Err("connected twice"),
+            (Some(connection), None) => {
                 check_connection(flow, connection)?;
-                check_way(config, flow, connection)
+                check_way(config, flow, connection.peer)
+            }
+            (None, Some(socket)) => {
+                let Some(peer) = socket.peer() else { return Ok(()) }; // it has ended, and nobody is spoken to
+                let waits = socket.count(libc::FIONREAD).unwrap_or(0);
+                if unacknowledged(flow) > waits {
+                    return Err(NOT_THERE);
+                }
+                check_way(config, flow, peer)
             }
         }
+    }
+}
+
+/// The descriptors that came with a section; each is one flow's.
+struct Came(Vec<Option<OwnedFd>>);
+
+impl Came {
+    /// The socket that a flow says is its, which has to be of this protocol.
+    fn take(&mut self, which: Option<u32>, protocol: libc::c_int) -> Result<Option<Socket>, &'static str> {
+        let Some(which) = which else { return Ok(None) };
+        let fd = self.0.get_mut(which as usize).and_then(Option::take).ok_or("a socket that did not come along")?;
+        let socket = Socket::own(fd);
+        let family = socket.get(libc::SOL_SOCKET, libc::SO_DOMAIN).unwrap_or(0);
+        let is_right = socket.get(libc::SOL_SOCKET, libc::SO_PROTOCOL).is_ok_and(|its| its == protocol);
+        if !is_right || !matches!(family, libc::AF_INET | libc::AF_INET6) || crate::sys::nonblocking(socket.fd()).is_err() {
+            return Err("a socket of another kind");
+        }
+        Ok(Some(socket))
     }
 }
 
@@ -217,27 +257,34 @@ fn check_connection(flow: &Flow, connection: &Connection) -> Result<(), &'static
     if is_shut != (connection.end != end::NONE) {
         return Err("an end that one of both has said");
     }
-    // What the guest was sent and has not acknowledged is in the socket still.
-    let is_new = flow.state != state::OPEN;
+    let data = unacknowledged(flow);
     let has_ended = flow.flags & flag::FIN_SENT != 0;
-    let control = u32::from(is_new || (has_ended && flow.flags & flag::FIN_ACKED == 0));
-    let data = flow.snd_nxt.wrapping_sub(flow.snd_una).saturating_sub(control) as usize;
     if data > connection.received.0.len() || (has_ended && (data < connection.received.0.len() || flow.flags & flag::FAR_ENDED == 0)) {
-        return Err("data for the guest that is not there");
+        return Err(NOT_THERE);
     }
     Ok(())
 }
 
+const NOT_THERE: &str = "data for the guest that is not there";
+
+/// Bytes that the guest was sent and has not acknowledged: they are in the socket still.
+fn unacknowledged(flow: &Flow) -> usize {
+    let is_new = flow.state != state::OPEN;
+    let has_ended = flow.flags & flag::FIN_SENT != 0;
+    let control = u32::from(is_new || (has_ended && flow.flags & flag::FIN_ACKED == 0));
+    flow.snd_nxt.wrapping_sub(flow.snd_una).saturating_sub(control) as usize
+}
+
 /// May the guest speak to whom it does?
-fn check_way(config: &Config, flow: &Flow, connection: &Connection) -> Result<(), &'static str> {
+fn check_way(config: &Config, flow: &Flow, peer: Endpoint) -> Result<(), &'static str> {
     if flow.inward != 0 {
-        let is_seen = connection.peer == flow.far || config.is_host(flow.far.ip);
+        let is_seen = peer == flow.far || config.is_host(flow.far.ip);
         return if is_seen { Ok(()) } else { Err("a client that is another one") };
     }
     match config.target(flow.far, true) {
-        Target::Outside(to) if to == connection.peer => Ok(()),
+        Target::Outside(to) if to == peer => Ok(()),
         Target::Outside(_) => Err("a far end that is another one"),
-        Target::Forward(index) if serves(&config.guestfwd[index].to, connection.peer) => Ok(()),
+        Target::Forward(index) if serves(&config.guestfwd[index].to, peer) => Ok(()),
         _ => Err("this network does not let guests there (restrict, or an address that nobody is let to)"),
     }
 }
@@ -297,6 +344,7 @@ mod tests {
             inward: 0,
             held: vec![Part { seq: 100, bytes: bytes(100) }, Part { seq: 300, bytes: bytes(50) }],
             fin: Some(500),
+            handed: None,
             socket: Some(Connection {
                 local: end("192.0.2.10", 40_001),
                 peer: end("192.0.2.1", 80),
@@ -334,6 +382,7 @@ mod tests {
             from_guest: 1,
             to_guest: 1,
             datagrams_to_guest: 1,
+            handed: None,
         };
         let lost = Lost { guest, far: end("192.0.2.2", 80), mac: flow.mac, snd_nxt: 1, rcv_nxt: 2 };
         let neighbours = vec![Neighbour { ip: guest.ip, mac: flow.mac }];
@@ -346,7 +395,7 @@ mod tests {
         change(&mut config);
         let mut network = Network::new(config).expect("a network");
         network.freeze();
-        let wanted = network.stage(&[bytes])?;
+        let wanted = network.stage(&[bytes], Vec::new())?;
         assert!(wanted.len() <= 1);
         network.thaw(true);
         let mut room = vec![0u8; VNET_LEN + FRAME_MOST];

@@ -15,6 +15,10 @@
 //! other end: `forget` closes what was made for them, which nobody hears. So whoever leads both ends (cli/migrate.py) has the
 //! flows at one of them, however the other fails.
 //!
+//! Between two networks of one namespace the sockets themselves go (`Way::Hand`): both have a descriptor of each until one of them
+//! lets go of it, the kernel's connection does not move, and nothing has to be locked, read or built. So no helper is needed, and
+//! connections over a loopback go too. Whoever does not go on leaves the sockets as they are, and closes its descriptors.
+//!
 //! A network that has released its flows stays frozen, for a guest that still reaches it must not hear that it knows nothing
 //! of them.
 //!
@@ -28,7 +32,7 @@ mod kernel;
 mod record;
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use super::flows::{Endpoint, Ends, Id};
 use super::held::Held;
@@ -52,6 +56,15 @@ pub struct Move {
     mappings: Vec<(Mapping, Socket)>,
     lost: Vec<Lost>,
     neighbours: Vec<Neighbour>,
+}
+
+/// How the sockets go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Those that are locked are read, to be built anew.
+    Read,
+    /// As descriptors, which whoever leads passes on.
+    Hand,
 }
 
 /// A flow that is to be ours.
@@ -95,8 +108,10 @@ impl Network {
         locked
     }
 
-    /// Read what is to go, the locked sockets being in repair mode. A connection that cannot be read is lost.
-    pub fn export(&mut self) -> (Vec<u8>, Counts) {
+    /// Read what is to go, the locked sockets being in repair mode. A connection that cannot be read is lost. Beside it the
+    /// descriptors that go along, which stay ours too.
+    pub fn export(&mut self, way: Way) -> (Vec<u8>, Counts, Vec<RawFd>) {
+        let mut handed = Handed::default();
         let net = |net: &super::config::Subnet| Net { net: net.net, prefix: net.prefix as u8, host: net.host };
         let now_ms = self.core.now_ms;
         let neighbours = self.core.neighbours.iter().map(|(ip, mac)| Neighbour { ip, mac }).collect();
@@ -106,12 +121,18 @@ impl Network {
         for (_, ends, tcp) in self.tcp.iter_mut() {
             let socket = match (&tcp.socket, tcp.is(flag::LOCKED)) {
                 _ if matches!(tcp.state, State::Connecting | State::Gone) => continue,
-                (None, _) if tcp.state == State::Resting => Ok(None),
-                (Some(socket), true) => kernel::read(socket).map(Some),
+                (None, _) if tcp.state == State::Resting => Ok((None, None)),
+                (Some(socket), false) if way == Way::Hand && tcp.is_tcp => Ok((None, Some(handed.add(socket)))),
+                (Some(socket), true) => kernel::read(socket).map(|found| (Some(found), None)),
                 _ => Err(io::ErrorKind::Unsupported.into()),
             };
             match socket {
-                Ok(socket) => found.tcp.push(flow(ends, tcp, socket, now_ms)),
+                Ok((socket, its)) => {
+                    if its.is_some() {
+                        tcp.flags |= flag::HANDED;
+                    }
+                    found.tcp.push(Flow { handed: its, ..flow(ends, tcp, socket, now_ms) });
+                }
                 Err(_) => found.lost.push(Lost {
                     guest: ends.guest,
                     far: ends.far,
@@ -121,23 +142,32 @@ impl Network {
                 }),
             }
         }
-        found.udp.extend(self.udp.iter().filter(|(_, _, udp)| !udp.is_fixed()).filter_map(|(_, guest, udp)| udp.mapping(*guest, now_ms)));
+        for (_, guest, udp) in self.udp.iter().filter(|(_, _, udp)| !udp.is_fixed()) {
+            if let Some(mapping) = udp.mapping(*guest, now_ms) {
+                let its = (way == Way::Hand).then(|| handed.add(&udp.socket));
+                found.udp.push(Mapping { handed: its, ..mapping });
+            }
+        }
         let counts = Counts { tcp: found.tcp.len(), udp: found.udp.len(), lost: found.lost.len() };
-        (found.written(), counts)
+        (found.written(), counts, handed.0)
     }
 
     /// Reset the connections that cannot go. From here on they are lost, whatever becomes of the others.
     pub fn cut(&mut self) {
         for (_, _, tcp) in self.tcp.iter_mut() {
-            if !tcp.is(flag::LOCKED) && !matches!(tcp.state, State::Resting | State::Connecting | State::Gone) {
+            if !tcp.is(flag::LOCKED | flag::HANDED) && !matches!(tcp.state, State::Resting | State::Connecting | State::Gone) {
                 tcp.socket = None;
                 tcp.flags |= flag::SAY_RST;
             }
         }
     }
 
-    /// Let go of all flows; their sockets, which are locked and in repair mode, end without a word.
+    /// Let go of all flows; their sockets, which are locked and in repair mode, end without a word. Of those that were handed on
+    /// nothing is heard here any more, which closing them would not do: they are open elsewhere.
     pub fn release(&mut self) {
+        let tcp = self.tcp.iter().filter(|(_, _, tcp)| tcp.is(flag::HANDED)).filter_map(|(_, _, tcp)| tcp.socket.as_ref());
+        let udp = self.udp.iter().filter(|(_, _, udp)| !udp.is_fixed()).map(|(_, _, udp)| &udp.socket);
+        tcp.chain(udp).for_each(|socket| self.core.epoll.remove(socket.fd()));
         let tcp: Vec<Id> = self.tcp.iter().map(|(id, ..)| id).collect();
         tcp.into_iter().for_each(|id| self.forget_tcp(id));
         let udp: Vec<Id> = self.udp.iter().filter(|(_, _, udp)| !udp.is_fixed()).map(|(id, ..)| id).collect();
@@ -147,14 +177,15 @@ impl Network {
     }
 
     /// Check what comes from another network and make sockets for what of it is this shard's. Returns those that are to be
-    /// switched to repair mode, with the buffers that they need: to send, to receive.
-    pub fn stage(&mut self, sections: &[Vec<u8>]) -> Result<Vec<(RawFd, u32, u32)>, String> {
+    /// switched to repair mode, with the buffers that they need: to send, to receive. `handed`: for each section the descriptors
+    /// that came with it.
+    pub fn stage(&mut self, sections: &[Vec<u8>], handed: Vec<Vec<OwnedFd>>) -> Result<Vec<(RawFd, u32, u32)>, String> {
         self.forget();
-        let staged = self.check(sections)?;
+        let staged = self.check(sections, handed)?;
         let mut wanted = Vec::new();
-        for flow in staged.tcp {
+        for (flow, socket) in staged.tcp {
             let Some(connection) = &flow.socket else {
-                self.moving.staged.push(Staged { flow, socket: None });
+                self.moving.staged.push(Staged { flow, socket });
                 continue;
             };
             let socket = self.socket_for(connection).map_err(|error| format!("{}: {error}", named(&flow)))?;
@@ -162,8 +193,11 @@ impl Network {
             wanted.push((socket.fd(), send, receive));
             self.moving.staged.push(Staged { flow, socket: Some(socket) });
         }
-        for mapping in staged.udp {
-            let socket = udp_socket(&mapping, &self.core.config.interface).map_err(|error| format!("udp {}: {error}", mapping.guest))?;
+        for (mapping, socket) in staged.udp {
+            let socket = match socket {
+                Some(socket) => socket,
+                None => udp_socket(&mapping, &self.core.config.interface).map_err(|error| format!("udp {}: {error}", mapping.guest))?,
+            };
             self.moving.mappings.push((mapping, socket));
         }
         self.moving.lost = staged.lost;
@@ -202,7 +236,7 @@ impl Network {
     /// The sockets that are to leave repair mode, and to hear again.
     pub fn locked(&self) -> Vec<RawFd> {
         let ours = self.tcp.iter().filter(|(_, _, tcp)| tcp.is(flag::LOCKED)).filter_map(|(_, _, tcp)| tcp.socket.as_ref());
-        let staged = self.moving.staged.iter().filter_map(|staged| staged.socket.as_ref());
+        let staged = self.moving.staged.iter().filter(|staged| staged.flow.handed.is_none()).filter_map(|staged| staged.socket.as_ref());
         ours.chain(staged).map(Socket::fd).collect()
     }
 
@@ -242,12 +276,11 @@ impl Network {
     /// A flow of our own goes on after a while of silence.
     fn go_on(&mut self, id: Id, repaired: bool) {
         let Some((_, tcp)) = self.tcp.get_mut(id) else { return };
-        if tcp.is(flag::LOCKED) {
-            tcp.flags &= !flag::LOCKED;
-            if !repaired {
-                tcp.socket = None;
-                tcp.flags |= flag::SAY_RST;
-            }
+        let was_locked = tcp.is(flag::LOCKED);
+        tcp.flags &= !(flag::LOCKED | flag::HANDED);
+        if was_locked && !repaired {
+            tcp.socket = None;
+            tcp.flags |= flag::SAY_RST;
         }
         self.wake(id);
     }
@@ -293,7 +326,7 @@ impl Network {
             (Some(socket), Some(connection)) if repaired => kernel::finish(socket, connection),
             _ => Vec::new(),
         };
-        let is_lost = socket.is_some() && !repaired;
+        let is_lost = socket.is_some() && flow.handed.is_none() && !repaired;
         let mut tcp = self.tcp_of(&flow, socket);
         let first = tcp.rcv_nxt.wrapping_sub(tcp.pending).wrapping_sub(u32::from(tcp.is(flag::GUEST_FIN)));
         let parts = flow.held.into_iter().map(|part| (part.seq, part.bytes.0));
@@ -419,6 +452,18 @@ fn flow(ends: &Ends, tcp: &Tcp, socket: Option<(Connection, bool)>, now_ms: u64)
         held: tcp.held.parts().map(|(seq, bytes)| Part { seq, bytes: Bytes(bytes.to_vec()) }).collect(),
         fin: tcp.held.fin,
         socket: socket.map(|(connection, _)| connection),
+        handed: None,
+    }
+}
+
+/// Descriptors that go along, known by their place.
+#[derive(Default)]
+struct Handed(Vec<RawFd>);
+
+impl Handed {
+    fn add(&mut self, socket: &Socket) -> u32 {
+        self.0.push(socket.fd());
+        self.0.len() as u32 - 1
     }
 }
 

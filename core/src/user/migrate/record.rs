@@ -202,8 +202,10 @@ record! {
         pub inward: u32,
         pub held: Vec<Part>,
         pub fin: Option<u32>,
-        /// None of a flow that is over.
+        /// None of a flow that is over, and of one whose socket comes along.
         pub socket: Option<Connection>,
+        /// Which of the descriptors that come with this state is its socket.
+        pub handed: Option<u32>,
     }
 
     /// What a guest sent that is not in the socket.
@@ -260,6 +262,7 @@ record! {
         pub from_guest: u64,
         pub to_guest: u64,
         pub datagrams_to_guest: u64,
+        pub handed: Option<u32>,
     }
 }
 
