@@ -1,13 +1,12 @@
 """A guest moves from one QEMU to another while it downloads: what the device writes meanwhile is in the dirty log, or the file is not whole."""
 
 import hashlib
-import json
 import os
-import socket
 
 import pytest
 
 import deadline
+from monitor import Monitor
 
 pytestmark = pytest.mark.needs("root", "/dev/net/tun", "guests")
 
@@ -25,25 +24,6 @@ ifname = host
 netns = {netns}
 address = 10.0.0.9/24
 """
-
-
-class Monitor:
-    """QEMU's machine protocol."""
-
-    def __init__(self, path):
-        self.socket = socket.socket(socket.AF_UNIX)
-        deadline.until(lambda: self.socket.connect_ex(str(path)) == 0, "QEMU's monitor")
-        self.lines = self.socket.makefile()
-        self.lines.readline()
-        self.ask("qmp_capabilities")
-
-    def ask(self, command, **arguments):
-        self.socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
-        while True:
-            said = json.loads(self.lines.readline())
-            assert "error" not in said, said
-            if "return" in said:
-                return said["return"]
 
 
 def test_a_guest_that_moves_keeps_its_connections(lab, guest, namespace, tmp_path):
