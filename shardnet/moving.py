@@ -31,7 +31,10 @@ from shardnet import _core, hands, migration
 if TYPE_CHECKING:
     from shardnet import worker
 
-HANDED = ("hostfwd tcp:", "hostfwd udp:")  # deposits of shardnet/workers/user.py; the file of a unix socket is its lab's
+HANDED = (
+    "hostfwd tcp:",
+    "hostfwd udp:",
+)  # deposits of shardnet/workers/user.py; the file of a unix socket is its lab's
 SIZES = struct.Struct(">II")
 ANSWER_S = 2.0
 HOLD_S = 60.0
@@ -167,7 +170,11 @@ class Moving:
         """Take the sockets that come: those of flows for each section; those of forwards are kept for when the forwards come."""
         counts: Any = args.get("handed")
         keys: Any = args.get("hostfwd")
-        if not _are(counts, int) or not _are(keys, str) or not all(0 <= count <= migration.HANDED_MAX for count in counts):
+        if (
+            not _are(counts, int)
+            or not _are(keys, str)
+            or not all(0 <= count <= migration.HANDED_MAX for count in counts)
+        ):
             raise ValueError("handed, hostfwd: how many sockets each section has, and the forwards' deposits are meant")
         try:
             fds = hands.take(channel, sum(counts) + len(keys))

@@ -32,7 +32,14 @@ netns = {guest}
 class Hosts:
     """The machines, with both labs running."""
 
-    def __init__(self, lab: Callable[..., labs.Lab], namespace: Callable[..., object], options: dict[str, str]) -> None:
+    def __init__(
+        self,
+        lab: Callable[..., labs.Lab],
+        namespace: Callable[..., object],
+        options: dict[str, str],
+        user: int | None = None,
+    ) -> None:
+        self.user = user
         self.far, self.wire, self.guest = namespace("far"), namespace("wire"), namespace("guest")
         self.hosts = {"a": namespace("a"), "b": namespace("b")}
         self.wire.run("ip", "link", "add", "name", "wire", "up", "type", "bridge")
@@ -60,10 +67,22 @@ class Hosts:
 
     def begin(self, lab: Callable[..., labs.Lab], name: str, options: str = "") -> None:
         text = LAB.format(name=name, guest=self.guest.name, options=options)
+        if self.user is not None:
+            self.give(name, self.user)
+            text = text.replace(f"netns = {self.guest.name}\n", "")
         with links.namespace(self.hosts[name].name):
-            self.labs[name] = lab(text, name=name)
+            self.labs[name] = lab(text, name=name, user=self.user)
         self.labs[name].until_up("net0", f"t{name}")
         self.guest.run("ip", "link", "set", f"t{name}", "up")
+
+    def give(self, name: str, user: int) -> None:
+        """Make what a user's lab cannot: a TAP that is his, and the way from it to the guest."""
+        host, bridge, end = self.hosts[name], f"br{name}", f"end{name}"
+        host.run("ip", "tuntap", "add", f"t{name}", "mode", "tap", "user", str(user))
+        host.run("ip", "link", "add", "name", bridge, "up", "type", "bridge")
+        host.run("ip", "link", "add", end, "type", "veth", "peer", "name", f"t{name}", "netns", self.guest.name)
+        for device in (f"t{name}", end):
+            host.run("ip", "link", "set", device, "master", bridge, "up")
 
     def another(self, lab: Callable[..., labs.Lab], name: str, host: str, options: str = "") -> None:
         """A lab more on one of the hosts."""
@@ -100,10 +119,16 @@ class Hosts:
         """The command that takes flows at a host."""
         environment = self.labs[name].environment
         variables = [f"{key}={environment[key]}" for key in ("SHARDNET_RUN_DIR", "SHARDNET_LAB")]
-        return ["env", *variables, str(labs.SHARDNET), "migrate", "receive", *options, "net0"]
+        return ["env", *variables, *self.labs[name].words, "migrate", "receive", *options, "net0"]
 
     def move(
-        self, *options: str, there: str = "b", here: str = "", between: str = "", receive: tuple[str, ...] = (), status: int = 0
+        self,
+        *options: str,
+        there: str = "b",
+        here: str = "",
+        between: str = "",
+        receive: tuple[str, ...] = (),
+        status: int = 0,
     ) -> str:
         """Move the flows of the other host's network here."""
         source = self.labs[here or ("b" if there == "a" else "a")]

@@ -25,7 +25,7 @@ SHARDNET = Path(sys.executable).parent / "shardnet"
 class Lab:
     """`shardnet start -c FILE` in the foreground, with a run directory of its own; without a file, of `--netdev` alone."""
 
-    def __init__(self, file: Path | None, *options: str) -> None:
+    def __init__(self, file: Path | None, *options: str, user: int | None = None) -> None:
         self.file = file
         self.name = file.stem if file else "lab"
         self.options = options
@@ -35,11 +35,26 @@ class Lab:
         self.environment["SHARDNET_STATE_DIR"] = str(self.directory / "state")
         self.before = left_behind()
         self.log = tempfile.TemporaryFile(dir=self.directory)
+        self.words, self.identity = [str(SHARDNET)], {}
+        if user is not None:
+            self._belong(user)
         try:
             self.start()
         except BaseException:
             self.close()
             raise
+
+    def _belong(self, user: int) -> None:
+        """Be a lab of this user, who has no privileges; an interpreter that he may not reach is changed for the system's."""
+        self.identity = {"user": user, "group": user, "extra_groups": []}
+        os.chown(self.directory, user, user)
+        for above in [self.file, *self.file.parents]:
+            with contextlib.suppress(PermissionError):
+                above.chmod(above.stat().st_mode | (0o111 if above.is_dir() else 0o444))
+        python = Path(sys.executable).resolve()
+        if not all(above.stat().st_mode & 0o001 for above in [python, *python.parents]):
+            self.words.insert(0, f"/usr/bin/python3.{sys.version_info.minor}")
+            self.environment["PYTHONPATH"] = f"{Path(shardnet.__file__).parents[1]}:{Path(pytest.__file__).parents[1]}"
 
     @property
     def run_dir(self) -> Path:
@@ -51,11 +66,12 @@ class Lab:
         ready = self.directory / "ready"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(ready))
+            ready.chmod(0o777)
             try:
                 self.supervisor = subprocess.Popen(
-                    [SHARDNET, "start", *(["-c", self.file] if self.file else []), *self.options],
+                    [*self.words, "start", *(["-c", self.file] if self.file else []), *self.options],
                     env={**self.environment, "NOTIFY_SOCKET": str(ready)},
-                    stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+                    stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, **self.identity,
                 )  # fmt: skip
                 deadline.until(lambda: self._ready(notify), f"lab {self.name} ready", within)
             except AssertionError as late:
@@ -73,8 +89,9 @@ class Lab:
     def shardnet(self, *words: str, status: int = 0) -> str:
         """Run another shardnet command on this lab and return its standard output."""
         ran = subprocess.run(
-            [SHARDNET, *words],
+            [*self.words, *words],
             env=self.environment,
+            **self.identity,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -188,12 +205,12 @@ def starting(directory: Path) -> Iterator[Callable[..., Lab]]:
     """
     started: list[Lab] = []
 
-    def start(text: str | None, *options: str, name: str = "lab") -> Lab:
+    def start(text: str | None, *options: str, name: str = "lab", user: int | None = None) -> Lab:
         file = None
         if text is not None:
             file = directory / f"{name}.ini"
             file.write_text(text)
-        started.append(Lab(file, *options))
+        started.append(Lab(file, *options, user=user))
         return started[-1]
 
     try:

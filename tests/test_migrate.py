@@ -351,8 +351,6 @@ def test_whoever_fails_in_the_middle_the_flows_go_on_where_they_were(scene, fail
         speak(near, far)
 
 
-
-
 def test_a_worker_that_dies_while_it_is_frozen_resets_the_flows(scene):
     ((near, far),) = connected(scene)
     with near, far:
@@ -429,9 +427,7 @@ def test_a_damaged_state_is_refused_whole_and_says_why(scene):
             "damaged: its checksum is wrong": state[:60] + bytes((state[60] ^ 1,)) + state[61:],
             "damaged: no state of a network's flows": migration.pack(head, [section[:-1]]),
             "damaged: no leases in its head": other(leases=[1]),
-            "is here already": migration.pack(
-                {**head, "handed": [0, 0], "hostfwd": [[], []]}, [section, section]
-            ),
+            "is here already": migration.pack({**head, "handed": [0, 0], "hostfwd": [[], []]}, [section, section]),
             "damaged: its head is of another number of sections": migration.pack(head, [section, section]),
             "damaged: no numbers of sockets in its head": other(handed=[-1]),
             "damaged: no forwards in its head": other(hostfwd=[["x"]]),

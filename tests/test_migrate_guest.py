@@ -30,7 +30,9 @@ def test_a_guest_moves_and_its_download_is_whole(namespace, lab, guest, tmp_path
     monitor.ask("migrate-set-capabilities", capabilities=[{"capability": "pause-before-switchover", "state": True}])
     with scene.far.running("busybox", "httpd", "-f", "-p", "80", "-h", str(tmp_path)):
         deadline.until(lambda: ":80 " in scene.far.run("ss", "-Hltn"), "httpd listening")
-        here.run(f"(wget -q -O - http://{hosts.FAR}/file | sha256sum >/tmp/sum; touch /tmp/done) >/dev/null 2>&1 & true")
+        here.run(
+            f"(wget -q -O - http://{hosts.FAR}/file | sha256sum >/tmp/sum; touch /tmp/done) >/dev/null 2>&1 & true"
+        )
         deadline.until(lambda: [flow for flow in flows(scene, "a") if flow["bytes_to_guest"] > 1 << 20], "the download")
         monitor.ask("migrate", uri=f"unix:{tmp_path}/incoming")
         deadline.until(lambda: monitor.migration() == "pre-switchover", "the guest stopped", within=60)

@@ -325,9 +325,7 @@ def _first(near: socket.socket, size: int, channels: list[socket.socket]) -> byt
 
 
 @contextlib.contextmanager
-def _sockets(
-    head: dict[str, Any], channels: Sequence[socket.socket]
-) -> Iterator[tuple[list[int], dict[str, Any]]]:
+def _sockets(head: dict[str, Any], channels: Sequence[socket.socket]) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """What comes by the channels, for as long as the block: sockets of all sections, then of forwards; what a worker is told of them."""
     flows: list[int] = []
     forwards: dict[str, int] = {}
@@ -356,7 +354,9 @@ class Far:
         self.process, self.line, self.name = process, line, " ".join(words)
 
     def say(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has said why, and `hear` says that it ended
+        with contextlib.suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # it has said why, and `hear` says that it ended
             sent = socket.send_fds(self.line, [data], list(fds)) if fds else 0
             self.line.sendall(memoryview(data)[sent:])
 
