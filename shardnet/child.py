@@ -105,6 +105,14 @@ class Child:
         with contextlib.suppress(ProcessLookupError, OSError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    def abandon(self) -> None:
+        """Know nothing of it any more, though it lives: nobody waits for its end, multiprocess at ours neither."""
+        for fd in (self._line.fileno(), self._pidfd):
+            self._loop.unwatch(fd)
+        self._line.close()
+        os.close(self._pidfd)
+        multiprocess.process._children.discard(self._process)
+
     def _flush(self) -> None:
         if not self._line.closed:
             mask = loop.READ if self._line.flush() else loop.READ | loop.WRITE

@@ -28,6 +28,7 @@ from shardnet import (
 )
 
 DRAIN_S = 0.7
+STUCK_S = 2.0  # after a SIGKILL; one that waits in the kernel for a disk that hangs does not hear it
 RETRY_S, RETRY_MAX_S = 0.2, 5.0
 REMOVE_S = 5.0
 TEXTS = ("op", "key", "error", "state", "detail", "text")  # of a worker's messages
@@ -170,6 +171,7 @@ class Crew:
             if member.child is not None:
                 member.child.send({"op": "stop"})
         self.loop.later(DRAIN_S, self.kill_all)
+        self.loop.later(DRAIN_S + STUCK_S, self._abandon)
         self._maybe_stopped()
 
     def ask(
@@ -268,6 +270,17 @@ class Crew:
         for member in self.members.values():
             if member.child is not None:
                 member.child.kill()
+
+    def _abandon(self) -> None:
+        """At the end, wait no longer for whoever cannot be killed; he dies when what he waits for in the kernel is over."""
+        stuck = [(member, member.child) for member in self.members.values() if member.child is not None]
+        for member, child in stuck:
+            why = "cannot be killed, it waits in the kernel (does a disk hang?): left behind"
+            self.journal.note("hung", why, worker=member.title, level=journal.ERROR)
+            child.abandon()
+            member.child = None
+        if stuck:
+            self._maybe_stopped()
 
     def _maybe_stopped(self) -> None:
         if self._stopping is None or any(member.child is not None for member in self.members.values()):

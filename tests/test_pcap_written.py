@@ -280,6 +280,42 @@ def test_a_full_disk_ends_the_capture_and_nothing_else(lab, replayed, tmp_path, 
     assert count(file) > written
 
 
+@pytest.fixture
+def frozen_disk(tmp_path):
+    """A disk that hangs: who writes waits in the kernel, and no signal wakes him."""
+    image, where = tmp_path / "disk.img", tmp_path / "disk"
+    where.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, where], check=True)
+    try:
+        yield where
+    finally:
+        subprocess.run(["fsfreeze", "-u", where], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(["umount", "-l", where], check=True)
+
+
+@pytest.mark.needs("root", "mkfs.ext4", "fsfreeze", "/dev/loop-control")
+def test_a_disk_that_hangs_costs_the_capture_frames_and_nothing_else(lab, replayed, tmp_path, frozen_disk):
+    file = frozen_disk / "one.pcapng"
+    running = lab(SINK.format("one") + f"[pcap cap]\nfile = {file}\nnetdev = one\n")
+    running.shardnet("port", "add", f"[pcap sender]\nreplay = {replayed}\nspeed = 5000/s\nloop = on\n")
+    deadline.until(lambda: running.counters("cap")["tx_frames"] > 100, "it is written")
+    subprocess.run(["fsfreeze", "-f", frozen_disk], check=True)
+    deadline.until(lambda: running.counters("cap")["tx_drops"] > 1000, "losses that are counted", 60)
+    before = running.counters("one")
+    deadline.until(lambda: running.counters("one")["tx_frames"] > before["tx_frames"] + 5000, "frames go on")
+    assert running.counters("one")["tx_drops"] == 0 and running.counters("sender")["rx_drops"] == 0
+    running.supervisor.send_signal(signal.SIGTERM)  # and it stops, without the one that cannot be killed
+    deadline.ended(running.supervisor.pid, f"the end\n{running.said()}", 20)
+    assert running.supervisor.wait() == 0
+    assert "cannot be killed, it waits in the kernel (does a disk hang?): left behind" in running.said()
+    subprocess.run(["fsfreeze", "-u", frozen_disk], check=True)
+    running.nothing_is_left()
+    assert count(file) > 100
+
+
 def settled_failed(running):
     """The counters of a capture that failed while frames pass: nothing comes to it any more."""
     seen = collections.deque([{}], maxlen=2)

@@ -37,7 +37,9 @@ to; restore takes a state from standard input and has its flows go on; release
 lets go of them where they were, and that network stays silent until thaw, which
 before a release has the flows go on where they were.
 
-Moving a TCP connection takes shardnet-repair on both sides: the one that listens
+Between two labs of one network namespace the sockets themselves are handed
+over, those of hostfwd too, and nothing else is needed. Elsewhere it takes
+shardnet-repair on both sides: the one that listens
 at --helper, $SHARDNET_REPAIR or /run/shardnet-repair.sock; root's own commands
 start it themselves. Without it, connections are reset, and the rest moves.
 """
