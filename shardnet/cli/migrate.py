@@ -39,9 +39,9 @@ before a release has the flows go on where they were.
 
 Between two labs of one network namespace the sockets themselves are handed
 over, those of hostfwd too, and nothing else is needed. Elsewhere it takes
-shardnet-repair on both sides: the one that listens
-at --helper, $SHARDNET_REPAIR or /run/shardnet-repair.sock; root's own commands
-start it themselves. Without it, connections are reset, and the rest moves.
+shardnet-repair on both sides: the one that listens at --helper, $SHARDNET_REPAIR
+or /run/shardnet-repair.sock; root's own commands start it themselves. Without
+it, connections are reset, and the rest moves.
 """
 
 import contextlib

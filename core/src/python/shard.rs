@@ -298,7 +298,12 @@ impl Shard {
     }
 
     #[pyo3(signature = (port, hand = false))]
-    fn export<'py>(&mut self, py: Python<'py>, port: usize, hand: bool) -> PyResult<(Bound<'py, PyBytes>, super::user::Counts, Vec<RawFd>)> {
+    fn export<'py>(
+        &mut self,
+        py: Python<'py>,
+        port: usize,
+        hand: bool,
+    ) -> PyResult<(Bound<'py, PyBytes>, super::user::Counts, Vec<RawFd>)> {
         let way = if hand { Way::Hand } else { Way::Read };
         let (state, counts, fds) = self.network(port)?.export(way);
         Ok((PyBytes::new(py, &state), super::user::counts(counts), fds))

@@ -9,8 +9,8 @@ use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;
 
 use super::kernel::QUEUE_MOST;
-use super::{lost, named};
 use super::record::{Connection, Flow, Lost, Mapping, Neighbour, Net, State, end, state};
+use super::{lost, named};
 use crate::frame;
 use crate::user::Network;
 use crate::user::config::{Config, Served, Subnet, Target};
