@@ -274,10 +274,10 @@ class Crew:
     def _abandon(self) -> None:
         """At the end, wait no longer for whoever cannot be killed; he dies when what he waits for in the kernel is over."""
         stuck = [(member, member.child) for member in self.members.values() if member.child is not None]
-        for member, child in stuck:
+        for member, its in stuck:
             why = "cannot be killed, it waits in the kernel (does a disk hang?): left behind"
             self.journal.note("hung", why, worker=member.title, level=journal.ERROR)
-            child.abandon()
+            its.abandon()
             member.child = None
         if stuck:
             self._maybe_stopped()
