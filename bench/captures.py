@@ -40,17 +40,17 @@ def load(place: corner.Corner, running: lab.Lab, name: str, turn: Round) -> None
         if given is not None:
             section = f"[pcap cap]\nfile = {place.path}/cap.pcapng\nfilesize = 64M\nfiles = 2\nnetdev = left\n{given}"
             shardnet(running, "port", "add", section)
-        before = passed(running)
+        before = passed(counters(running))
         if what is pair.tcp:
             turn.add(row, name, tcp(place, turn.seconds))
         else:
             delivered, _, seconds = pair.flood(place, "a", "b", peers.RIGHT, turn.seconds)
             turn.add(row, name, delivered / seconds / 1e3)
         if given is not None:
-            counters = settled(running)
-            frames = passed(running) - before
-            turn.add(f"{row} kept", name, 100 * counters["tx_frames"] / frames)
-            turn.add("capture uncounted", name, frames - counters["tx_frames"] - counters["tx_drops"])
+            ended = settled(running)
+            frames, captured = passed(ended) - before, ended["cap"]
+            turn.add(f"{row} kept", name, 100 * captured["tx_frames"] / frames)
+            turn.add("capture uncounted", name, frames - captured["tx_frames"] - captured["tx_drops"])
             shardnet(running, "port", "remove", "cap")
 
 
@@ -67,23 +67,23 @@ def shardnet(running: lab.Lab, *words: str) -> None:
     corner.run("env", *environment, lab.command(), *words)
 
 
-def port(running: lab.Lab, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(one for one in running.status()["ports"] if one["name"] == name)["counters"]
-    return found
+def counters(running: lab.Lab) -> dict[str, dict[str, Any]]:
+    """Those of all ports, read at once."""
+    return {one["name"]: one["counters"] for one in running.status()["ports"]}
 
 
-def passed(running: lab.Lab) -> int:
+def passed(found: dict[str, dict[str, Any]]) -> int:
     """Frames that have passed the port that is captured, both ways."""
-    counters = port(running, "left")
-    return int(counters["forwarded"] + counters["filtered"] + counters["tx_frames"])
+    left = found["left"]
+    return int(left["forwarded"] + left["filtered"] + left["tx_frames"])
 
 
-def settled(running: lab.Lab) -> dict[str, int]:
-    """The capture's counters once everything is written: they stand still."""
+def settled(running: lab.Lab) -> dict[str, dict[str, Any]]:
+    """The counters once nothing passes any more and everything is written: they stand still."""
     until, last = time.monotonic() + SETTLE_S, None
     while True:
-        now = port(running, "cap")
-        if now == last and not now["queued"]:
+        now = counters(running)
+        if now == last and not now["cap"]["queued"]:
             return now
         if time.monotonic() > until:
             raise corner.Failed("the capture does not settle")
