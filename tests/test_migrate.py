@@ -76,6 +76,10 @@ def flows(scene, name):
         return [flow for shard in shards for flow in client.flows(shard)]
 
 
+def carried(scene, name):
+    return sum(flow["bytes_to_guest"] + flow["bytes_from_guest"] for flow in flows(scene, name))
+
+
 @contextlib.contextmanager
 def running(call, *arguments):
     """Call it beside the block; what it raises is raised at the end."""
@@ -104,8 +108,10 @@ def test_an_idle_connection_speaks_before_and_after(scene, where):
         told = moved(scene)
         assert (told["tcp"], told["lost"], told["why"]) == (1, 0, "")
         speak(near, far)
+        # What the guest got is counted when it has acknowledged it.
+        deadline.until(lambda: flows(scene, "b")[0]["bytes_to_guest"] == 10, "the guest's acknowledgement")
         (flow,) = flows(scene, "b")
-        assert (flow["state"], flow["bytes_from_guest"], flow["bytes_to_guest"]) == ("established", 10, 10)
+        assert (flow["state"], flow["bytes_from_guest"]) == ("established", 10)
         assert flows(scene, "a") == []
 
 
@@ -124,25 +130,18 @@ def test_a_connection_moves_away_and_back(scene):
 def test_iperf3_goes_on(scene, way):
     with scene.far.running("iperf3", "-s", "-1", "--forceflush") as server:
         assert "Server listening" in next(line for line in server.stdout if "listening" in line)
-        with scene.guest.running("iperf3", "-c", hosts.FAR, "-n", "1G", "-J", *way) as client:
-            deadline.until(
-                lambda: sum(flow["bytes_to_guest"] + flow["bytes_from_guest"] for flow in flows(scene, "a")) > 10 << 20,
-                "traffic",
-            )
+        with scene.guest.running("iperf3", "-c", hosts.FAR, "-t", "6", "-J", *way) as client:
+            deadline.until(lambda: carried(scene, "a") > 10 << 20, "traffic before")
             told = moved(scene)
             assert told["lost"] == 0 and told["tcp"] >= 2
+            # By bytes and not by time: with full queues beside load the silence is seconds.
+            before = carried(scene, "b")
+            deadline.until(lambda: carried(scene, "b") > before + (10 << 20), "traffic after")
             said, _ = client.communicate(timeout=60)
     assert client.returncode == 0, said
     found = json.loads(said)
     assert "error" not in found, found["error"]
-    intervals = [interval["sum"]["bytes"] for interval in found["intervals"]]
-    sums = found["end"]
-    # By bytes and not by time: with full queues beside load the silence is seconds.
-    assert sums["sum_sent"]["bytes"] >= 1 << 30, intervals
-    print(
-        {key: sums[key]["bytes"] for key in ("sum_sent", "sum_received")},
-        [round(8 * one / 1e9, 2) for one in intervals],
-    )
+    print([round(8 * interval["sum"]["bytes"] / 1e9, 2) for interval in found["intervals"]])
 
 
 @pytest.mark.parametrize("way", ["out", "in"])
