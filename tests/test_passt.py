@@ -61,7 +61,7 @@ def exchange(inside, far, family, where, tmp_path):
         with far.running("socat", "-u", *serve) as server:
             deadline.until(lambda: ":7000 " in far.run("ss", "-Hltn"), "socat listening")
             inside.run("socat", "-u", *((dial, f"CREATE:{here}") if back else (f"FILE:{here}", dial)))
-            server.wait(20)
+            server.wait(60)
         assert hashlib.sha256(got.read_bytes()).hexdigest() == want
 
 

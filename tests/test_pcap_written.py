@@ -177,10 +177,12 @@ def test_a_port_that_comes_later_is_captured_and_one_that_goes_harms_nothing(lab
 def test_captured_replayed_and_captured_again_every_frame_is_the_same(lab, replayed, tmp_path):
     running = lab(SINK.format("one") + f"[pcap first]\nfile = {tmp_path}/first.pcapng\nnetdev = one\n")
     sent(running, replayed)
+    settled(running, "first")
     running.shardnet("port", "remove", "sender")
     running.shardnet("port", "remove", "first")
     running.shardnet("port", "add", f"[pcap second]\nfile = {tmp_path}/second.pcap\nnetdev = one\n")
     sent(running, tmp_path / "first.pcapng")
+    settled(running, "second")
     running.shardnet("port", "remove", "second")
     read = [
         tshark(file, "frame.len", "eth.dst", "eth.src", "data.data") for file in (replayed, *tmp_path.glob("*.pcap*"))
