@@ -88,7 +88,10 @@ def idle(host, port, seconds):
     with connected(host, port) as connection:
         connection.sendall(b"before")
         before = connection.recv(100)
-        time.sleep(seconds)
+        silence = selectors.DefaultSelector()
+        silence.register(connection, selectors.EVENT_READ)
+        if silence.select(seconds):
+            return before.decode(), f"not silent: {connection.recv(100)!r}"
         connection.sendall(b"after")
         return before.decode(), connection.recv(100).decode()
 

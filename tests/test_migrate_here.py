@@ -1,7 +1,6 @@
 """shardnet migrate between two labs of one network namespace: the sockets themselves are handed over, and nothing else is needed."""
 
 import contextlib
-import hashlib
 import os
 import shlex
 import socket
@@ -10,7 +9,7 @@ import pytest
 
 import deadline
 import hosts
-from test_migrate import LOT, connected, flows, moved, received, running, speak
+from test_migrate import connected, flows, moved, received, running, speak, transferred
 
 pytestmark = pytest.mark.needs("root", "/dev/net/tun", "ip")
 NO_HELPER = ("--no-helper",)  # nor is one needed
@@ -49,26 +48,8 @@ def test_connections_move_to_a_lab_beside_theirs_and_back(scene, where):
 @pytest.mark.parametrize("way", ["out", "in"])
 def test_a_transfer_under_way_arrives_to_the_byte(scene, way):
     ((near, far),) = connected(scene)
-    data = os.urandom(1 << 20) * (LOT >> 20)
-    sender, receiver = (near, far) if way == "out" else (far, near)
-
-    def send():
-        sender.sendall(data)
-        sender.shutdown(socket.SHUT_WR)
-
-    with near, far, running(send):
-        found, count, told, begun = hashlib.sha256(), 0, {}, False
-        while some := receiver.recv(1 << 18):
-            found.update(some)
-            count += len(some)
-            if not begun and count > LOT // 3:
-                begun = True
-                with running(lambda told=told: told.update(handed(scene))):
-                    while not told and (some := receiver.recv(1 << 18)):
-                        found.update(some)
-                        count += len(some)
-        assert (told["tcp"], told["lost"]) == (1, 0)
-        assert (count, found.digest()) == (len(data), hashlib.sha256(data).digest())
+    told = transferred(near, far, way, lambda: handed(scene))
+    assert (told["tcp"], told["lost"]) == (1, 0)
 
 
 @pytest.mark.parametrize(("here", "there"), [(1, 3), (3, 2)])

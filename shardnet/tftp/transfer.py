@@ -15,6 +15,7 @@ seconds as the option timeout says; after GIVE_UP_S, or TRIES of those, the peer
 lost (tftp-hpa, atftp), and any datagram starts that clock anew, also one that they ignore: so RTO_MAX_S and QUIET_S are longer.
 """
 
+import abc
 import errno
 import os
 from typing import NamedTuple, Protocol
@@ -142,7 +143,7 @@ class Timer:
         return True
 
 
-class Transfer:
+class Transfer(abc.ABC):
     """What both directions have; `outcome` is "" under way, then done, or why it is not."""
 
     def __init__(self, agreed: Agreed, options: dict[str, str], now: float) -> None:
@@ -164,21 +165,21 @@ class Transfer:
         self.ends = 0.0
         self.close()
 
+    @abc.abstractmethod
     def start(self, now: float) -> Send:
         """The answer to the request, also to its repetition."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def received(self, payload: bytes, now: float) -> Send:
         """Take a datagram of the transfer."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def expired(self, now: float) -> Send:
         """Nothing came until `timer.due`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Let go of the file."""
-        raise NotImplementedError
 
     def _told(self, payload: bytes) -> None:
         """The other side's ERROR ends it and is not answered."""

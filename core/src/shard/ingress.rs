@@ -6,7 +6,7 @@ use super::carried::{Carried, Engine, Way};
 use super::{BURST, Shard};
 use crate::lane::{CLAIM, HEADROOM, VNET_LEN};
 use crate::port::{Link, stream, tap};
-use crate::ports::{Cause, Counter, Port, Worker};
+use crate::ports::{Cause, Counter, Worker};
 
 /// A frame that came in and whose fate is open.
 #[derive(Clone, Copy)]
@@ -35,16 +35,14 @@ impl Shard {
     /// Read the ports that are ready, then those that were given something meanwhile: an answer waits for no descriptor.
     /// True where one has more.
     pub(super) fn read_ports(&mut self) -> bool {
-        let more = self.read_listed();
-        let still_more = self.read_listed();
-        self.readable.extend(more);
-        self.readable.extend(still_more);
+        self.read_listed();
+        self.read_listed();
+        self.readable.append(&mut self.unfinished);
         !self.readable.is_empty()
     }
 
-    /// Read the ports that are listed now: those that have more.
-    fn read_listed(&mut self) -> Vec<Port> {
-        let mut more = Vec::new();
+    /// Read the ports that are listed now; those that have more are left in `unfinished`.
+    fn read_listed(&mut self) {
         for port in std::mem::take(&mut self.readable) {
             let Some(mut carried) = self.ports[usize::from(port)].take() else { continue };
             carried.listed = false;
@@ -57,13 +55,12 @@ impl Shard {
                 Read::Held => self.hold(&mut carried),
                 Read::More => {
                     carried.listed = true;
-                    more.push(port);
+                    self.unfinished.push(port);
                 }
                 Read::Empty => {}
             }
             self.ports[usize::from(port)] = Some(carried);
         }
-        more
     }
 
     fn read_port(&mut self, carried: &mut Carried) -> Read {

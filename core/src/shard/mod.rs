@@ -81,6 +81,8 @@ pub struct Shard {
     unpublished: u64,
     unpublished_bytes: usize,
     readable: Vec<Port>,
+    /// Ports that were read in this turn and have more, for the next one.
+    unfinished: Vec<Port>,
     dirty: Vec<Port>,
     held: Vec<Port>,
     /// User-mode networks with work that nobody waits for.
@@ -123,6 +125,7 @@ impl Shard {
             unpublished: 0,
             unpublished_bytes: 0,
             readable: Vec::new(),
+            unfinished: Vec::new(),
             dirty: Vec::new(),
             held: Vec::new(),
             chores: Vec::new(),

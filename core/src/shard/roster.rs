@@ -122,6 +122,7 @@ impl Shard {
         let other = |&port: &Port| port != carried.port;
         self.own.retain(other);
         self.readable.retain(other);
+        self.unfinished.retain(other);
         self.dirty.retain(other);
         self.held.retain(other);
     }
