@@ -59,8 +59,8 @@ def widen() -> None:
 def namespace() -> str:
     """The network namespace that this process is in, by a name that no other one has; empty where the system does not say."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:  # as bytes: a codec may be out of reach by now
+            boot = file.read().strip().decode()
         its = os.stat("/proc/self/ns/net")
     except OSError:
         return ""

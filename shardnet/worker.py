@@ -19,6 +19,7 @@ Python code of a port that raises fails that port; the others of the worker go o
 """
 
 import contextlib
+import encodings.idna  # noqa: F401  of getaddrinfo() and names of DHCP, looked for when a worker has no rights left to find it
 import errno
 import os
 import signal

@@ -162,6 +162,8 @@ def came(running, count, pace):
             found += two.frames()
 
     def all_settled():
+        if not one.flush():
+            return False
         found.extend(two.frames())
         counters = running.counters("two")
         return counters["queued"] == 0 and counters["offered"] >= count and len(found) == counters["tx_frames"]

@@ -1,6 +1,5 @@
 """Which resolvers are asked: those of the host (resolv.conf(5)), those of the lab file, and some for one domain only."""
 
-import encodings.idna  # noqa: F401  of getaddrinfo(), which would look for it when a worker has no rights left to find it
 import ipaddress
 import os
 import re
