@@ -62,7 +62,14 @@ TABLES = (
     ("kill -9 of one worker", ("kill", "kill lost", "kill unread")),
     (
         "A port that is captured",
-        ("capture tcp", "capture tcp kept", "capture udp", "capture udp kept", "capture uncounted"),
+        (
+            "capture tcp",
+            "capture tcp kept",
+            "capture tcp bytes",
+            "capture udp",
+            "capture udp kept",
+            "capture uncounted",
+        ),
     ),
 )
 

@@ -118,6 +118,7 @@ MEASURES = {
     "kill unread": Measure("refused by a TAP's queue", "frames", "kill"),
     "capture tcp": Measure("TCP, 1 stream", "Gbit/s", "capture", "no capture", 1),
     "capture tcp kept": Measure("of its frames in the files", "%", "capture", None, 1),
+    "capture tcp bytes": Measure("of its bytes", "%", "capture", None, 1),
     "capture udp": Measure("UDP 64 B delivered", "kframes/s", "capture", "no capture"),
     "capture udp kept": Measure("of them in the files", "%", "capture", None, 1),
     "capture uncounted": Measure("neither written nor counted", "frames", "capture"),

@@ -1,7 +1,7 @@
 //! The engine of a capture: writes down what arrives by mirroring, an interface a port.
 //!
 //! The direction of a frame is as the switch sees it: in came from the port. Frames are gathered and written at once, when
-//! nothing more has come or there are enough of them. A frame that found no room on its way here was counted by whoever had it
+//! nothing more has come or there are enough of them, at a pace that leaves a busy machine to others (pace.rs). A frame that found no room on its way here was counted by whoever had it
 //! (`Arena::loss`), by its port; those numbers are written at the end of a file.
 //!
 //! A capture of a client's writes to whatever the client gave, and loses what is not read. One that is a port writes files:
@@ -13,6 +13,7 @@
 //! - After an error the ledger says how much of the file is whole, the frames behind it are dropped (`tx_error`), and it is over.
 
 mod format;
+mod pace;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -20,6 +21,7 @@ use std::sync::atomic::Ordering;
 
 pub use format::Format;
 use format::Packet;
+use pace::Pace;
 
 use crate::arena::Arena;
 use crate::lane::{Entry, MIRROR_IN};
@@ -86,6 +88,7 @@ pub struct Capture {
     over: bool,
     /// Frames came since this was last asked for.
     busy: bool,
+    pace: Pace,
     now_us: u64,
     pub written: u64,
     unsent: u64,
@@ -111,6 +114,7 @@ impl Capture {
             frames: 0,
             over: false,
             busy: false,
+            pace: Pace::new(),
             now_us: 0,
             written: 0,
             unsent: 0,
@@ -214,9 +218,22 @@ impl Capture {
         self.buffer.len() >= BUFFER
     }
 
-    /// Did frames come since this was last asked?
-    pub fn was_busy(&mut self) -> bool {
-        std::mem::take(&mut self.busy)
+    /// After work: how much of it may this process do?
+    pub fn look_at_pace(&mut self) {
+        self.pace.look();
+    }
+
+    /// Milliseconds for which nothing is to be done, as it rests or as more will come; 0 where it is to be woken.
+    pub fn rest_ms(&mut self) -> i32 {
+        match (self.pace.rest_ms(), std::mem::take(&mut self.busy)) {
+            (0, true) => self.pace.doze_ms(),
+            (rest, _) => rest,
+        }
+    }
+
+    /// Has what comes to stay in its lane for now, where others want the machine?
+    pub fn is_resting(&self) -> bool {
+        self.pace.is_resting()
     }
 
     /// Frames lost on the way to this worker, of all ports that are captured, and at the end.

@@ -91,9 +91,12 @@ impl Shard {
         }
     }
 
-    /// Has the frame to stay in its lane, for the next file or until somebody says what port it is of?
+    /// Has the frame to stay in its lane, for the next file, until somebody says what port it is of, or while the capture rests?
     pub(super) fn is_capture_waiting(&mut self, entry: &Entry) -> bool {
         let Some(capture) = &mut self.capture else { return false };
+        if capture.is_resting() {
+            return true;
+        }
         match capture.next(entry) {
             Next::Take => {
                 self.puzzled = 0;
@@ -148,6 +151,7 @@ impl Shard {
         let Some(capture) = &mut self.capture else { return };
         if !busy || capture.is_full() {
             let flushed = capture.flush();
+            capture.look_at_pace();
             self.capture_result(flushed);
         }
     }

@@ -257,9 +257,10 @@ impl Shard {
         }
         let sleeping = &self.arena.worker(self.me).sleeping;
         let mut timeout_ms = 0;
-        if !busy && self.capture.as_mut().is_some_and(Capture::was_busy) {
-            // It dozes while frames come: nobody shall have to ring for each of them.
-            timeout_ms = left.map_or(NAP_MS, |left| (left.as_millis() as i32).min(NAP_MS));
+        let rest_ms = self.capture.as_mut().filter(|_| !busy).map_or(0, Capture::rest_ms);
+        if rest_ms != 0 {
+            // It rests, or dozes while frames come: nobody shall have to ring for each of them.
+            timeout_ms = left.map_or(rest_ms, |left| left.as_millis().min(rest_ms as u128) as i32);
         } else if !busy {
             sleeping.announce();
             if !self.has_mail() && !self.has_room() {
