@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardnet import addresses, connection, options
+from shardnet import addresses, connection, options, room
 from shardnet.workers import stream
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 RETRY_S = 1.0
 RECEIVE, SEND = "receive", "send"  # names of the deposits
 RECEIVE_BYTES, SEND_BYTES = 4 << 20, 1 << 20  # as gvproxy's
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 IP_MULTICAST_ALL = 49  # linux/in.h
 
 INHERITED = "a worker inherits no descriptors; give type = unix, inet or seqpacket"
@@ -295,15 +294,8 @@ class Datagrams:
 
 
 def enlarge(any_socket: socket.socket) -> None:
-    """Give the socket room for bursts: beyond the system's limit with privileges, up to it without."""
-    for forced, plain, size in (
-        (SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BYTES),
-        (SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BYTES),
-    ):
-        try:
-            any_socket.setsockopt(socket.SOL_SOCKET, forced, size)
-        except PermissionError:
-            any_socket.setsockopt(socket.SOL_SOCKET, plain, size)
+    """Give the socket room for bursts."""
+    room.make(any_socket, RECEIVE_BYTES, SEND_BYTES)
 
 
 def no_route(error: OSError, group: str) -> OSError:

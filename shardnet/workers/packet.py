@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardnet import _core, carrier, links, options
+from shardnet import _core, carrier, links, options, room
 from shardnet.workers import tap
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ PACKET_VERSION, TPACKET_V2 = 10, 1
 PACKET_RESERVE, RESERVE_BYTES = 12, 8  # room for a tag before the frame
 PACKET_VNET_HDR = 15
 PACKET_IGNORE_OUTGOING = 23  # Linux 4.20
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 
 XDP = "frames pass by a packet socket and not by AF_XDP, which sees no super-frames and was measured to be slower"
 REFUSED = {
@@ -242,14 +241,7 @@ def opened(given: Options) -> socket.socket:
             made.setsockopt(SOL_PACKET, option, value)
         made.setsockopt(SOL_PACKET, PACKET_RX_RING, struct.pack("4I", *_core.PACKET_RING))
         made.setblocking(False)
-        for forced, plain, size in (
-            (SO_RCVBUFFORCE, socket.SO_RCVBUF, given.rcvbuf),
-            (SO_SNDBUFFORCE, socket.SO_SNDBUF, given.sndbuf),
-        ):
-            try:
-                made.setsockopt(socket.SOL_SOCKET, forced, size)
-            except PermissionError:
-                made.setsockopt(socket.SOL_SOCKET, plain, size)
+        room.make(made, given.rcvbuf, given.sndbuf)
     except BaseException:
         made.close()
         raise

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardnet import addresses, connection, links, options
+from shardnet import addresses, connection, links, options, room
 
 if TYPE_CHECKING:
     from shardnet import worker
@@ -28,6 +28,7 @@ PREFIX_BYTES = 4
 START_S = 10.0
 RETRY_S = 0.1
 RETRY_MAX_S = 5.0
+ROOM_BYTES = 8 << 20  # for a TCP window: what finds no room passt drops, and sends all of it again
 KEPT = "passt"  # name of the deposit, our end of its socket
 NOISE = ("Failed to send ", "Don't run as root")  # what it writes to standard error without a syslog, and as root
 
@@ -193,6 +194,7 @@ class Own:
         self.place.forget(KEPT)
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours, its, links.namespace(self.options.netns):
+            room.make(its, send=ROOM_BYTES)
             start(self.options.path, [*self.options.words, "--fd", str(its.fileno())], its)
             self.place.deposit(KEPT, ours.fileno())
 

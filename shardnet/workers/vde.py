@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardnet import addresses, options
+from shardnet import addresses, options, room
 
 if TYPE_CHECKING:
     from shardnet import worker
@@ -34,6 +34,7 @@ REQUEST_BYTES = 256
 CONTROL = "ctl"
 
 RETRY_S = 1.0
+BURST_BYTES = 1 << 20
 PATIENCE_S = 5.0  # for a request, or for its answer
 PLUGS = True  # the supervisor makes ports of what this kind plugs in
 NO_QEMU = "its directory is only known to a client; see listen"
@@ -375,9 +376,8 @@ def own(path: Path, given: Options) -> None:
 
 
 def enlarge(any_socket: socket.socket) -> None:
-    """Give the socket room for bursts, as far as the system lets us."""
-    for which in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        any_socket.setsockopt(socket.SOL_SOCKET, which, 1 << 20)
+    """Give the socket room for bursts."""
+    room.make(any_socket, BURST_BYTES, BURST_BYTES)
 
 
 def qemu(given: Options, run_dir: Path, version: tuple[int, ...]) -> list[str] | None:
