@@ -27,7 +27,7 @@ LAYERS = [
     r"shardnet|ini|switch|kinds|timers|links|carrier|masters|addresses|forwards|nets|migration|serving|statedir|(dhcp|dns|user)(\..*)?",
     r"control",
     r"tftp(\..*)?|smb(\..*)?",
-    r"options|rundir|title|capturefile|rotation|hands",
+    r"options|rundir|title|capturefile|rotation|hands|room",
     r"impairments",
     r"_core",
 ]
