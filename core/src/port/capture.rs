@@ -1,8 +1,8 @@
 //! The engine of a capture: writes down what arrives by mirroring, an interface a port.
 //!
 //! The direction of a frame is as the switch sees it: in came from the port. Frames are gathered and written at once, when
-//! nothing more has come or there are enough of them, at a pace that leaves a busy machine to others (pace.rs). A frame that found no room on its way here was counted by whoever had it
-//! (`Arena::loss`), by its port; those numbers are written at the end of a file.
+//! nothing more has come or there are enough of them, at a pace that leaves a busy machine to others (pace.rs). A frame that
+//! found no room on its way here was counted by whoever had it (`Arena::loss`), by its port; those numbers are written at the end of a file.
 //!
 //! A capture of a client's writes to whatever the client gave, and loses what is not read. One that is a port writes files:
 //!

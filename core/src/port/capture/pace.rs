@@ -74,8 +74,7 @@ impl Pace {
         let Some(now) = self.says.as_ref().and_then(|says| times(says, at)) else { return };
         if self.since.at != 0 {
             self.is_busy = now.is_busy(self.since);
-            let rest = self.budget.rest_after(self.since, now);
-            self.until = if rest == 0 { 0 } else { at + rest };
+            self.until = self.budget.rest_after(self.since, now).map_or(0, |rest| at + rest);
         }
         self.since = now;
     }
@@ -116,15 +115,12 @@ struct Budget {
 }
 
 impl Budget {
-    /// Nanoseconds to rest after what was used between two looks.
-    fn rest_after(&mut self, since: Times, now: Times) -> u64 {
+    /// Nanoseconds to rest after what was used between two looks; what was used while nobody else wanted it is not counted.
+    fn rest_after(&mut self, since: Times, now: Times) -> Option<u64> {
         let more = self.share * now.at.saturating_sub(since.at) as f64;
-        if now.is_busy(since) {
-            self.saved = (self.saved + more - now.ran(since) as f64).min(SAVED_MOST);
-        } else {
-            self.saved = (self.saved.max(0.0) + more).min(SAVED_MOST);
-        }
-        if self.saved >= 0.0 { 0 } else { ((SAVED_LEAST - self.saved) / self.share).min(REST_MOST) as u64 }
+        let left = if now.is_busy(since) { self.saved - now.ran(since) as f64 } else { self.saved.max(0.0) };
+        self.saved = (left + more).min(SAVED_MOST);
+        (self.saved < 0.0).then(|| ((SAVED_LEAST - self.saved) / self.share).min(REST_MOST) as u64)
     }
 }
 
@@ -142,7 +138,7 @@ mod tests {
             let now = Times { at: since.at + lasted * MS, ran: since.ran + ran * MS, waited: since.waited + waited * MS };
             let rest = budget.rest_after(since, now);
             since = now;
-            rest / MS
+            rest.map_or(0, |rest| rest / MS)
         };
         looks.iter().map(rest).collect()
     }
