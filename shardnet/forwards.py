@@ -143,4 +143,7 @@ def _hint(text: str) -> str:
         return f"{protocol} is neither tcp nor udp nor unix"
     if "-" not in text:
         return "no - between the host's side and the guest's"
-    return "no [tcp|udp]:[HOST]:PORT-[GUEST]:PORT (an IPv6 address is written in brackets)"
+    return (
+        "no [tcp|udp]:[HOST]:PORT[-LAST]-[GUEST]:PORT (an IPv6 address is written in brackets,"
+        " a range at the host's side alone)"
+    )
