@@ -15,6 +15,9 @@ import vlan_device
 from namespaces import Namespace
 
 BULK = 20_000_000
+# For `bulk` through passt. That of 2023 tells the guest of more room than it has, and sends what the guest has room for where it has
+# none itself; it drops the rest, sends much of it again, and may reset the connection or end it early.
+PASST_MOST = 65_536
 PORT = 7000
 CHECKSUMS = ("TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors", "IcmpInCsumErrors")
 
@@ -35,13 +38,17 @@ def ping(namespace: Namespace, address: str, size: int = 56) -> None:
     assert " 0% packet loss" in said, said
 
 
-def bulk(client: Namespace, server: Namespace, address: str, directory: Path) -> None:
-    """20 MB from the client to the server by socat, and 20 MB back, each compared by its sha256; the client dials."""
+def bulk(client: Namespace, server: Namespace, address: str, directory: Path, most: int = 0) -> None:
+    """20 MB from the client to the server by socat, and 20 MB back, each compared by its sha256; the client dials.
+
+    most: bytes that its socket may hold in each direction, which bounds what is on its way; 0: as many as the kernel likes.
+    """
     blob, got = directory / "blob", directory / "got"
     blob.write_bytes(os.urandom(BULK))
     want = hashlib.sha256(blob.read_bytes()).hexdigest()
     kind, host = ("TCP6", f"[{address}]") if ":" in address else ("TCP4", address)
-    listen, dial = f"{kind}-LISTEN:{PORT},reuseaddr", f"{kind}:{host}:{PORT}"
+    bound = f",sndbuf={most},rcvbuf={most}" if most else ""
+    listen, dial = f"{kind}-LISTEN:{PORT},reuseaddr", f"{kind}:{host}:{PORT}{bound}"
     read, write = f"FILE:{blob}", f"CREATE:{got}"
     for near, far in (((read, dial), (listen, write)), ((dial, write), (read, listen))):
         got.unlink(missing_ok=True)

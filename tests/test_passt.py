@@ -1,17 +1,16 @@
 """[passt NAME] with Debian's passt: the way out of a namespace, started here and by somebody else."""
 
-import hashlib
 import os
 import subprocess
 
 import pytest
 
 import deadline
+import exchange
 import labs
 from shardnet import options
 from shardnet.workers import passt
 
-BULK = 20_000_000
 pytestmark = pytest.mark.needs("root", "passt")
 
 
@@ -48,27 +47,6 @@ def route(inside):
     inside.run("ip", "route", "add", "default", "via", "192.0.2.2")
 
 
-def exchange(inside, far, family, where, tmp_path):
-    """20 MB to a machine out there, and 20 MB back.
-
-    No more than 128 KB are on their way at once: passt of 2023 tells the guest of more room than it has, and sends what the guest has
-    room for where it has none itself; it drops the rest, sends much of it again, and may reset the connection.
-    """
-    blob = tmp_path / "blob"
-    blob.write_bytes(os.urandom(BULK))
-    want = hashlib.sha256(blob.read_bytes()).hexdigest()
-    for back in (False, True):
-        got = tmp_path / f"got{family}{back}"
-        here, there = (got, blob) if back else (blob, got)
-        listen, dial = f"TCP{family}-LISTEN:7000,reuseaddr", f"TCP{family}:{where}:7000,sndbuf=65536,rcvbuf=65536"
-        serve = (f"FILE:{there}", listen) if back else (listen, f"CREATE:{there}")
-        with far.running("socat", "-u", *serve) as server:
-            deadline.until(lambda: ":7000 " in far.run("ss", "-Hltn"), "socat listening")
-            inside.run("socat", "-u", *((dial, f"CREATE:{here}") if back else (f"FILE:{here}", dial)))
-            server.wait(60)
-        assert hashlib.sha256(got.read_bytes()).hexdigest() == want
-
-
 def speak(inside, far):
     """A connection out, from which passt learns where the guest is."""
     with far.running("socat", "TCP4-LISTEN:7000,fork", "SYSTEM:echo here"):
@@ -81,8 +59,8 @@ def test_a_guest_reaches_the_world_as_this_host_with_both_families(lab, world, i
     running = lab(text(host, inside, f"netns = {host.name}"))
     running.until_up("out", "guest")
     route(inside)
-    exchange(inside, far, 4, "192.0.2.3", tmp_path)
-    exchange(inside, far, 6, "[2001:db8::3]", tmp_path)
+    for address in ("192.0.2.3", "2001:db8::3"):
+        exchange.bulk(inside, far, address, tmp_path, exchange.PASST_MOST)
 
 
 def test_ports_are_forwarded_to_the_guest(lab, world, inside):

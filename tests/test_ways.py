@@ -33,10 +33,10 @@ def mtu(made, size):
 
 
 def test_20_mb_cross_each_way_with_one_sha256(joined, tmp_path):
-    _, made = joined
+    way, made = joined
     mtu(made, 1500)
     exchange.ping(made.here, made.to)
-    exchange.bulk(made.here, made.there, made.to, tmp_path)
+    exchange.bulk(made.here, made.there, made.to, tmp_path, way.most)
 
 
 def test_packets_of_9000_bytes_cross_or_it_is_said_why_not(joined, tmp_path):
@@ -46,7 +46,7 @@ def test_packets_of_9000_bytes_cross_or_it_is_said_why_not(joined, tmp_path):
     if way.mtu < ways.MTU:
         assert way.why
         return
-    exchange.bulk(made.here, made.there, made.to, tmp_path)
+    exchange.bulk(made.here, made.there, made.to, tmp_path, way.most)
 
 
 def test_a_vlan_crosses_or_it_is_said_why_not(joined):

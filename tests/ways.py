@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import deadline
+import exchange
 import labs
 import namespaces
 from shardnet import options
@@ -84,6 +85,7 @@ class Way:
     mtu: int = MTU
     tags: bool = True
     why: str = ""  # it cannot do one of these
+    most: int = 0  # bytes that a bulk transfer may have on its way
 
 
 def veth(site: Site, host: namespaces.Namespace, near: str, last: int | None = 2) -> None:
@@ -398,5 +400,5 @@ WAYS: dict[str, Way] = {
         for sort in ("unicast", "group")
         for version in (4, 6)
     },
-    "passt": Way(passt, tags=False, why="passt takes no frame with a tag"),
+    "passt": Way(passt, tags=False, why="passt takes no frame with a tag", most=exchange.PASST_MOST),
 }
