@@ -232,7 +232,7 @@ impl Capture {
     }
 
     /// Has what comes to stay in its lane for now, where others want the machine?
-    pub fn is_resting(&self) -> bool {
+    pub fn is_resting(&mut self) -> bool {
         self.pace.is_resting()
     }
 

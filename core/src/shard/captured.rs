@@ -51,6 +51,12 @@ impl Shard {
         }
     }
 
+    /// Does what is to be captured stay in the lanes for a while? For tests, which wait for that.
+    #[doc(hidden)]
+    pub fn is_capture_resting(&mut self) -> bool {
+        self.capture.as_mut().is_some_and(Capture::is_resting)
+    }
+
     /// Write what is still in the lanes, and the end of the file. Returns the frames written, the frames lost, the length of the file,
     /// and an errno or 0.
     pub fn end_capture(&mut self) -> (u64, u64, u64, i32) {
@@ -151,7 +157,10 @@ impl Shard {
         let Some(capture) = &mut self.capture else { return };
         if !busy || capture.is_full() {
             let flushed = capture.flush();
-            capture.look_at_pace();
+            // Who carries ports beside does not rest: behind a frame for the capture lie those for the ports.
+            if self.ports.iter().all(Option::is_none) {
+                capture.look_at_pace();
+            }
             self.capture_result(flushed);
         }
     }

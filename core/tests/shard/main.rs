@@ -50,6 +50,9 @@ struct Lab {
     plugs: Vec<Plug>,
 }
 
+/// As long as a capture rests at once.
+const REST_MOST: Duration = Duration::from_millis(100);
+
 impl Lab {
     fn new(workers: usize) -> Lab {
         Lab::with_lanes(workers, 1 << 20)
@@ -119,8 +122,13 @@ impl Lab {
         self.shards[usize::from(worker)].as_mut().expect("a worker that lives").run(Some(Duration::ZERO)).unwrap()
     }
 
-    /// Turns of all workers until nothing moves.
+    /// Turns of all workers until nothing moves; a capture that rests, where the machine is busy, is waited for.
     fn settle(&mut self) {
+        self.turn(true);
+    }
+
+    /// Turns of all workers until nothing moves, for now or with those that rest.
+    fn turn(&mut self, with_rests: bool) {
         let mut still = 0;
         while still < 4 {
             let before = self.moved();
@@ -128,6 +136,12 @@ impl Lab {
                 assert_eq!(self.step(worker as Worker), []);
             }
             still = if self.moved() == before { still + 1 } else { 0 };
+            for shard in self.shards.iter_mut().flatten() {
+                if with_rests && shard.is_capture_resting() {
+                    still = 0;
+                    assert_eq!(shard.run(Some(REST_MOST)).unwrap(), []); // it takes no time from others meanwhile
+                }
+            }
         }
     }
 

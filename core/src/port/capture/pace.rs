@@ -84,8 +84,8 @@ impl Pace {
         if self.is_busy { DOZE_BUSY_MS } else { DOZE_MS }
     }
 
-    pub fn is_resting(&self) -> bool {
-        self.until != 0
+    pub fn is_resting(&mut self) -> bool {
+        self.rest_ms() != 0
     }
 
     /// Milliseconds that are left of a rest; it is over when there are none.
