@@ -157,10 +157,7 @@ impl Shard {
         let Some(capture) = &mut self.capture else { return };
         if !busy || capture.is_full() {
             let flushed = capture.flush();
-            // Who carries ports beside does not rest: behind a frame for the capture lie those for the ports.
-            if self.ports.iter().all(Option::is_none) {
-                capture.look_at_pace();
-            }
+            capture.look_at_pace();
             self.capture_result(flushed);
         }
     }
