@@ -199,7 +199,9 @@ def swap(place: Any, family: Family, size: int, guest_first: bool) -> str:
         if isinstance(found, str):
             return found
         there = heard(said)
-        return there if isinstance(there, str) else "equal" if tuple(found) == there else "different"
+        if isinstance(there, str):
+            return there
+        return "equal" if tuple(found) == there else "different"
 
 
 @contextlib.contextmanager
