@@ -106,8 +106,8 @@ class Books:
             self.receive(deaf)
             self.attach()
 
-    def settle(self, deaf=()):
-        """Let all arrive that can."""
+    def settle(self, deaf=(), cut=False):
+        """Let all arrive that can; what a killed worker had in a system call, where one was `cut` short, never does."""
         seen = None
 
         def quiet():
@@ -115,8 +115,9 @@ class Books:
             self.drain(deaf)
             now = [self.of(end) for end in self.ends], self.in_lanes()
             still, seen = now == seen, now
+            taken = cut or all(found["put in"] == found["rx_frames"] for found in now[0])
             done = deaf or not any(found["queued"] or found["in_hand"] for found in now[0]) and not now[1]
-            return still and done
+            return still and taken and done
 
         try:
             deadline.until(quiet, "quiescence")
@@ -127,12 +128,17 @@ class Books:
 
     def drain(self, deaf):
         """Read until nothing has come for a while."""
+        self.flush()
         while select.select([end.socket for end in self.ends if end.socket and end not in deaf], [], [], QUIET_S)[0]:
             self.receive(deaf)
             self.attach()
-            for end in self.ends:
-                if isinstance(end, ends.Stream):
-                    end.flush()
+            self.flush()
+
+    def flush(self):
+        """Send the rest of what was sent in part."""
+        for end in self.ends:
+            if isinstance(end, ends.Stream):
+                end.flush()
 
 
 @pytest.fixture
@@ -152,11 +158,15 @@ def drops(found, causes):
     return sum(found[cause] for cause in causes)
 
 
-def balances(found, lanes=0, slack=0):
-    """Check the equations that hold for all ports together while nothing is flooded."""
+def balances(found):
+    """Check the equations that hold for all ports together."""
     assert found["rx_frames"] == found["forwarded"] + found["filtered"] + drops(found, INGRESS)
     assert found["offered"] == found["tx_frames"] + drops(found, EGRESS) + found["queued"]
-    assert abs(found["forwarded"] - found["offered"] - lanes) <= slack, found
+
+
+def on_their_way(found):
+    """How many frames have left one port for another and are not there yet, while nothing is flooded."""
+    return found["forwarded"] - found["offered"]
 
 
 def agree(book):
@@ -189,15 +199,20 @@ def test_the_books_close_under_random_load_and_a_reader_that_stopped(books, shar
     book.storm(1)
     book.storm(1.5, deaf)
     book.settle(deaf)
-    found = book.all()
-    assert found["queued"] > 0, "the one that stopped has frames waiting"
-    assert (book.in_lanes() > 0) == (shards == ALONE), "and where its worker has no other port, in the lanes to it too"
-    balances(found, book.in_lanes())
+    assert book.all()["queued"] > 0, "the one that stopped has frames waiting"
+
+    def lanes_close():
+        lanes = book.in_lanes()
+        return (lanes > 0) == (shards == ALONE) and lanes == on_their_way(book.all())
+
+    # Waited for: a worker that lost its core in the middle of a batch has taken what its lane has still booked.
+    deadline.until(lanes_close, "frames are in lanes where a worker has no other port, and all that are on their way")
+    balances(book.all())
     book.settle()
     found = book.all()
     print(dict(found))
     assert found["lane_full" if shards == ALONE else "tx_full"] > 0, "something was to be lost"
-    assert found["flooded"] == found["queued"] == found["in_hand"] == 0
+    assert found["flooded"] == found["queued"] == found["in_hand"] == on_their_way(found) == 0
     balances(found)
     agree(book)
 
@@ -230,11 +245,12 @@ def test_the_books_close_over_the_death_of_workers(books, shards):
         os.kill(workers[victim.name], signal.SIGKILL)
         kills.update(name for name, pid in workers.items() if pid == workers[victim.name])
         book.storm(0.2)
-    book.settle()
+    book.settle(cut=True)
     found = book.all()
     print(dict(found))
+    balances(found)
     # In the few instructions between a lane and a cell a frame is in both, or in none.
-    balances(found, slack=len(book.ends))
+    assert abs(on_their_way(found)) <= len(book.ends), found
     for end in book.ends:
         found, times = book.of(end), kills[end.name]
         print(
