@@ -19,6 +19,8 @@ BULK = 20_000_000
 # none itself; it drops the rest, sends much of it again, and may reset the connection or end it early.
 PASST_MOST = 65_536
 PORT = 7000
+# Three at once: after the last ping waits for two round trips or for its interval, whichever is longer, and no more.
+PING = ("ping", "-n", "-c", "3", "-l", "3", "-i", "1", "-W", "10")
 CHECKSUMS = ("TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors", "IcmpInCsumErrors")
 
 
@@ -32,10 +34,10 @@ def answered(namespace: Namespace, address: str, within: float = 20) -> None:
     deadline.until(asked, f"an answer of {address}", within)
 
 
-def ping(namespace: Namespace, address: str, size: int = 56) -> None:
-    """Ping three times; every answer has to come, and no packet may be cut to fragments."""
-    said = namespace.run("ping", "-n", "-c", "3", "-i", "0.2", "-W", "5", "-M", "do", "-s", str(size), address)
-    assert " 0% packet loss" in said, said
+def ping(namespace: Namespace, address: str, size: int = 56, cut: bool = False) -> None:
+    """Ping three times; every answer has to come, once, and no packet may be cut to fragments but where this is said."""
+    said = namespace.run(*PING, *([] if cut else ["-M", "do"]), "-s", str(size), address)
+    assert " 0% packet loss" in said and "DUP" not in said and "wrong" not in said, said
 
 
 def bulk(client: Namespace, server: Namespace, address: str, directory: Path, most: int = 0) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import deadline
+import exchange
 import labs
 from shardnet.cli import qemu
 
@@ -68,7 +69,7 @@ def test_two_namespaces_of_a_lab_reach_each_other_and_go_again(lab):
         assert ran(running, "shardnet-netns", "add", left, "10.78.0.1/24").stderr == ""
         assert ran(running, "shardnet-netns", "add", right, "10.78.0.2/24").stderr == ""
         assert ran(running, "shardnet-netns", "add", right).returncode == 4
-        pinged = ran(running, "ip", "netns", "exec", left, "ping", "-c", "2", "-i", "0.2", "10.78.0.2")
+        pinged = ran(running, "ip", "netns", "exec", left, *exchange.PING, "10.78.0.2")
         assert pinged.returncode == 0, pinged.stdout
     finally:
         gone = [ran(running, "shardnet-netns", "del", name) for name in (left, right, right)]

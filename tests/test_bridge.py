@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import deadline
+import exchange
 import labs
 from shardnet import options
 from shardnet.workers import bridge
@@ -43,7 +44,7 @@ def test_guests_reach_a_machine_on_the_bridge_that_is_made_here_and_goes_with_th
     running.until_up("way", "guest")
     host.run("ip", "link", "set", "v0", "master", "br0")
     assert masters(host) == {"sn0", "v0"}
-    assert "0% packet loss" in guest.run("ping", "-c", "3", "-i", "0.2", "10.6.0.2")
+    exchange.ping(guest, "10.6.0.2")
     assert host.run("cat", "/sys/class/net/sn0/address").startswith("fe:")
     host.run("ip", "link", "set", "v0", "nomaster")
     running.stop()
@@ -64,7 +65,7 @@ def test_a_bridge_of_somebody_else_stays_too(lab, namespace, far):
     host.run("ip", "link", "set", "br7", "up")
     host.run("ip", "link", "set", "v0", "master", "br7")
     running = lab(lab_text(host, guest := namespace("guest"), "create = on", "br = br7"))
-    assert "0% packet loss" in guest.run("ping", "-c", "3", "-i", "0.2", "10.6.0.2")
+    exchange.ping(guest, "10.6.0.2")
     running.stop()
     assert "br7" in host.links()
 
@@ -76,7 +77,7 @@ def test_a_deleted_tap_comes_back_on_the_bridge(lab, namespace, far):
     host.run("ip", "link", "delete", "sn0")
     deadline.until(lambda: "sn0" in masters(host), "the TAP on the bridge again", 20)
     running.until_up("way")
-    assert "0% packet loss" in guest.run("ping", "-c", "3", "-i", "0.2", "10.6.0.2")
+    exchange.ping(guest, "10.6.0.2")
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_qemus_helper_makes_the_tap(lab, namespace, far, allowed):
     running = lab(lab_text(host, guest := namespace("guest"), f"helper = {HELPER}"))
     running.until_up("way", "guest")
     assert len(masters(host)) == 2
-    assert "0% packet loss" in guest.run("ping", "-c", "3", "-i", "0.2", "10.6.0.2")
+    exchange.ping(guest, "10.6.0.2")
     with machine.running("iperf3", "--server", "--one-off"):
         deadline.until(lambda: ":5201 " in machine.run("ss", "-Hltn"), "iperf3 listening")
         guest.run("iperf3", "-c", "10.6.0.2", "-n", "20M")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import deadline
+import exchange
 import labs
 
 SHARDNET = Path(sys.executable).parent / "shardnet"
@@ -413,9 +414,9 @@ def _until_event(demo: labs.Lab, text: str) -> None:
 def test_exec_runs_commands_that_reach_each_other(demo):
     with beside(demo, "exec", "--address", "10.77.0.1/24", "one", "--", "sleep", "60"):
         demo.until_up("one")
-        pinged = ran(demo, "exec", "--address", "10.77.0.2/24", "--", "ping", "-c", "2", "-i", "0.2", "10.77.0.1")
+        pinged = ran(demo, "exec", "--address", "10.77.0.2/24", "--", *exchange.PING, "10.77.0.1")
         assert pinged.returncode == 0, pinged.stdout + pinged.stderr
-        assert "2 received" in pinged.stdout
+        assert "3 received" in pinged.stdout
     deadline.until(lambda: names(demo) == {"vm1", "vm2"}, "the ports gone with their commands")
 
 

@@ -316,4 +316,4 @@ def test_two_guests_of_qemu_get_their_addresses_and_reach_each_other(lab, guest)
         one.run(f"ip link set eth0 up; {script}; busybox udhcpc -i eth0 -n -q -s /s", within=60)
     found = {lease["mac"]: lease["address"] for lease in running.json("leases")}
     assert found == {made[0].mac(0): "10.0.2.15", made[1].mac(0): "10.0.2.16"}
-    assert "0% packet loss" in made[0].run("ping -c 2 10.0.2.16")
+    assert " 0% packet loss" in made[0].run("ping -c 2 10.0.2.16")

@@ -7,6 +7,7 @@ import pytest
 
 import deadline
 import dhcpclients
+import exchange
 from shardnet import lab as labs
 from shardnet import options
 from shardnet.workers import user
@@ -91,10 +92,10 @@ def test_a_guest_of_the_user_network_is_told_what_qemu_tells_and_a_killed_servic
         "new_next_server": "10.0.2.2", "new_dhcp_server_identifier": "10.0.2.2",
     }  # fmt: skip
     assert {key: told.get(key) for key in expected} == expected
-    assert "0% packet loss" in one.netns.run("ping", "-n", "-c", "2", "-W", "10", "10.0.2.2")
+    exchange.ping(one.netns, "10.0.2.2")
     pid = running.workers()["net0.dhcp"]
     os.kill(pid, signal.SIGKILL)
-    assert "0% packet loss" in one.netns.run("ping", "-n", "-c", "5", "-i", "0.05", "-W", "10", "10.0.2.2")
+    exchange.ping(one.netns, "10.0.2.2")
     deadline.until(lambda: running.workers()["net0.dhcp"] not in (None, pid), "a new worker")
     running.until_up("net0.dhcp")
     assert [lease["address"] for lease in running.json("leases", "net0.dhcp")] == ["10.0.2.15"]

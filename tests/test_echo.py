@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+import exchange
 from shardnet import links, options
 from shardnet.services import echo
 from shardnet.workers import tap
@@ -91,7 +92,7 @@ def test_datagrams_of_every_length_come_back_as_they_were(inside, host, mtu):
 @BOTH
 def test_its_address_answers_echo_and_other_ports_refuse(inside, host):
     lab = inside()
-    assert " 0% packet loss" in lab.run("ping", "-c2", "-i0.2", "-W5", "-s4000", host).stdout
+    assert " 0% packet loss" in lab.run(*exchange.PING, "-s4000", host).stdout
     sock = lab.socket(host, socket.SOCK_DGRAM)
     sock.connect((host, 9))
     sock.send(b"x")
