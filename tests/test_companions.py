@@ -96,6 +96,7 @@ def running(request, lab, namespace):
 @pytest.mark.needs("root", "/dev/net/tun")
 def test_a_guest_speaks_to_the_service_at_the_networks_address(running):
     data = random.Random(1).randbytes(65_507)
+    early = running.counters("net0")["tx_drops"]  # the kernel's first words may come while the network is not open yet
     for host in (HOST, HOST6):
         sock = running.inside.socket(host)
         for size in (0, 1, 64, 1472, 1473, 4000, 9000, 65_487):
@@ -113,7 +114,7 @@ def test_a_guest_speaks_to_the_service_at_the_networks_address(running):
     assert (told["behind"], told["macs"]) == ("net0", 0)
     net0, echo = running.counters("net0"), told["counters"]
     assert net0["handed_over"] == echo["tx_frames"] > 0
-    assert net0["queued"] == net0["tx_drops"] == 0
+    assert (net0["queued"], net0["tx_drops"]) == (0, early)
 
 
 @pytest.mark.needs("root", "/dev/net/tun")

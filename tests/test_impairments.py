@@ -129,11 +129,12 @@ def test_a_rate_holds_for_tcp_in_super_frames(pair):
 @pytest.mark.needs("root", "/dev/net/tun", "iperf3")
 def test_a_mere_delay_leaves_super_frames_whole_and_has_no_cliff(pair):
     both = pair("delay = 10ms")
+    before = both.lab.json("drops")  # the kernel's first words may come while the other port is not open yet
     report = both.iperf3("--time", "4", "--omit", "1")
     assert report["sum_received"]["bits_per_second"] > 100e6, "a window of 64 KiB would do 26 Mbit/s"
     counters = both.lab.counters("right")
     assert counters["tx_super"] > 100
-    assert counters["tx_drops"] == counters["rx_drops"] == 0
+    assert both.lab.json("drops") == before
 
 
 @pytest.mark.needs("root", "/dev/net/tun", "busybox")

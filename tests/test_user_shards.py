@@ -133,10 +133,13 @@ def asked(sock, data):
 
 
 def balanced(running, names):
-    """Every frame that was offered to a shard has met a fate."""
-    for name in names:
-        of = running.counters(name)
-        assert of["offered"] == of["tx_frames"] + of["handed_over"] + of["tx_drops"] + of["queued"]
+    """Wait until every frame that was offered to a shard has met a fate."""
+
+    def closes():
+        found = [running.counters(name) for name in names]
+        return all(of["offered"] == of["tx_frames"] + of["handed_over"] + of["tx_drops"] + of["queued"] for of in found)
+
+    deadline.until(closes, "the books closed")
 
 
 @pytest.mark.needs("root", "/dev/net/tun", "ping")
