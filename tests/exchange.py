@@ -36,7 +36,11 @@ def answered(namespace: Namespace, address: str, within: float = 20) -> None:
 
 def ping(namespace: Namespace, address: str, size: int = 56, cut: bool = False) -> None:
     """Ping three times; every answer has to come, once, and no packet may be cut to fragments but where this is said."""
-    said = namespace.run(*PING, *([] if cut else ["-M", "do"]), "-s", str(size), address)
+    all_answered(namespace.run(*PING, *([] if cut else ["-M", "do"]), "-s", str(size), address))
+
+
+def all_answered(said: str) -> None:
+    """Check what PING has printed: each answer came, once, and is what was asked."""
     assert " 0% packet loss" in said and "DUP" not in said and "wrong" not in said, said
 
 

@@ -133,6 +133,16 @@ class Lab:
         except AssertionError as late:
             raise AssertionError(f"{late}: {', '.join(set(names) - up)}\n{self.said()}") from None
 
+    def until_balanced(self, *names: str) -> None:
+        """Wait until each frame that a port took in, or was offered, has met a fate or is known to wait for one."""
+
+        def balanced(of: dict[str, int]) -> bool:
+            fates = of["forwarded"] + of["filtered"] + of["rx_drops"] + of["in_hand"]
+            out = of["tx_frames"] + of["handed_over"] + of["tx_drops"] + of["queued"]
+            return (of["rx_taken"], of["offered"]) == (fates, out)
+
+        deadline.until(lambda: all(balanced(self.counters(name)) for name in names), f"the books of {names} closed")
+
     def restart(self) -> None:
         """Stop the lab in order and start it again under whatever is connected to it."""
         self.stop()

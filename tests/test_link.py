@@ -56,16 +56,6 @@ def iperf3(left, right, *words):
         return json.loads(left.run("iperf3", "--json", "--client", "10.1.1.2", *words))["end"]
 
 
-def closes(running):
-    for name in ("line", "line.far"):
-        counters = running.counters(name)
-        out = counters["tx_frames"] + counters["tx_drops"] + counters["queued"] + counters["handed_over"]
-        fates = counters["forwarded"] + counters["filtered"] + counters["rx_drops"] + counters["in_hand"]
-        if (counters["offered"], counters["rx_taken"]) != (out, fates):
-            return False
-    return True
-
-
 @pytest.mark.parametrize("shards", [1, 3])
 def test_frames_cross_a_link_uncut_and_its_books_close(joined, shards):
     left, right, running = joined(shards=shards)
@@ -75,7 +65,7 @@ def test_frames_cross_a_link_uncut_and_its_books_close(joined, shards):
     assert workers["line"] == workers["line.far"]
     # The kernel's first words may come while an end is not open yet.
     assert "tx_full" not in {row["cause"] for row in running.json("drops", "line")}
-    deadline.until(lambda: closes(running), "books that close")
+    running.until_balanced("line", "line.far")
     switches = {entry["switch"] for entry in running.json("fdb")}
     assert switches == {"one", "two"}
 

@@ -132,16 +132,6 @@ def asked(sock, data):
     return got
 
 
-def balanced(running, names):
-    """Wait until every frame that was offered to a shard has met a fate."""
-
-    def closes():
-        found = [running.counters(name) for name in names]
-        return all(of["offered"] == of["tx_frames"] + of["handed_over"] + of["tx_drops"] + of["queued"] for of in found)
-
-    deadline.until(closes, "the books closed")
-
-
 @pytest.mark.needs("root", "/dev/net/tun", "ping")
 @pytest.mark.parametrize("family", [EACH, ONE, HUB], indirect=True, ids=["each", "one", "hub"])
 def test_flows_are_spread_and_no_guest_sees_it(family):
@@ -180,7 +170,7 @@ def test_flows_are_spread_and_no_guest_sees_it(family):
         assert len(set.union(*where.values())) > 1
         told = int(family.lab.shardnet("flows", "--count", "--protocol", "tcp"))
         assert told == 4 * len(GUESTS) == int(family.lab.shardnet("flows", "net0", "--count", "--protocol", "tcp"))
-    balanced(family.lab, family.names)
+    family.lab.until_balanced(*family.names)
     assert all(family.lab.counters(name)["tx_frames"] > 0 for name in family.names)
 
 
@@ -216,7 +206,7 @@ def test_a_connection_that_comes_in_fragments_is_where_its_whole_segments_are(fa
                 far.recv(1)
         raw.close()
     assert sum(family.lab.counters(name)["handed_over"] for name in family.names) > handed
-    balanced(family.lab, family.names)
+    family.lab.until_balanced(*family.names)
 
 
 @pytest.mark.needs("root", "/dev/net/tun")
@@ -295,7 +285,7 @@ def test_forwards_change_while_the_shards_carry_on(family):
 def test_a_shard_that_is_killed_takes_its_own_flows_with_it_and_no_others(family):
     for victim in ("net0.1", "net0"):
         killed(family, victim)
-    balanced(family.lab, family.names)
+    family.lab.until_balanced(*family.names)
 
 
 def killed(family, victim):
